@@ -1,0 +1,233 @@
+"""Credentials and what is known of them, as frozen values.
+
+A credential is key + certificate chain + x5u of one profile. Its `state` is one of the
+types below, each holding what is known by then; `enrollment` says how one becomes the next.
+All times are integer seconds since the epoch (UTC). Values here are what the store keeps
+and what travels as JSON, so a changed field is a schema change.
+"""
+
+import msgspec
+
+
+class Value(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of the frozen values."""
+
+
+class BirthRecord(Value):
+    """What was read back from the HSM right after a key was made; its proof of origin.
+
+    key_id: the CKA_ID, 32 lower-case hex digits. public_key: DER SubjectPublicKeyInfo (P-256).
+    attributes: CKA_ name to value as read back. module, firmware, serial: of the token.
+    """
+
+    key_id: str
+    label: str
+    made_at: int
+    public_key: bytes
+    attributes: dict[str, bool]
+    module: str
+    token: str
+    serial: str
+
+
+class New(Value, tag="new"):
+    """Nothing done yet; the key's CKA_ID is chosen and stored before the key exists."""
+
+
+class Keyed(Value, tag="keyed"):
+    """The key is in the HSM and was checked."""
+
+    birth: BirthRecord
+
+
+class Ordered(Value, tag="ordered"):
+    """The STI-CA has an order (RFC 8555 section 7.4)."""
+
+    birth: BirthRecord
+    issuer: str
+    order_url: str
+
+
+class Authorized(Value, tag="authorized"):
+    """The SPC token was accepted: the order is ready."""
+
+    birth: BirthRecord
+    issuer: str
+    order_url: str
+
+
+class Finalizing(Value, tag="finalizing"):
+    """The CSR is with the STI-CA."""
+
+    birth: BirthRecord
+    issuer: str
+    order_url: str
+
+
+class Certificate(Value):
+    """An accepted chain. chain: PEM, leaf first. spki_sha256, serial: lower-case hex."""
+
+    chain: str
+    issuer: str
+    order_url: str
+    serial: str
+    spki_sha256: str
+    not_before: int
+    not_after: int
+    issuer_x5u: str = ""
+
+
+class Issued(Value, tag="issued"):
+    """The chain passed the acceptance gate."""
+
+    birth: BirthRecord
+    certificate: Certificate
+
+
+class Published(Value, tag="published"):
+    """The chain is public at x5u and was fetched back byte-identical."""
+
+    birth: BirthRecord
+    certificate: Certificate
+    x5u: str
+
+
+class Active(Value, tag="active"):
+    """What the profile signs with, in every signer, since `epoch`."""
+
+    birth: BirthRecord
+    certificate: Certificate
+    x5u: str
+    since: int
+    epoch: int
+
+
+class Retired(Value, tag="retired"):
+    """No longer signs; still public; its key waits for the end of the holding time."""
+
+    birth: BirthRecord
+    certificate: Certificate
+    x5u: str
+    since: int
+    destroy_at: int
+
+
+class Failed(Value, tag="failed"):
+    """Ended before it was active. birth is set when there is a key to destroy.
+
+    step: the state it failed in. reason, message, next_step: as in errors.
+    problem: the peer's own words. artefact: file with what was issued but not accepted.
+    """
+
+    step: str
+    at: int
+    reason: str
+    message: str
+    next_step: str = ""
+    problem: str = ""
+    artefact: str = ""
+    birth: BirthRecord | None = None
+    destroy_at: int = 0
+
+
+class Doomed(Value, tag="doomed"):
+    """Destruction is scheduled; until `destroy_at` it can be restored to what it was."""
+
+    was: Retired | Failed
+    birth: BirthRecord
+    since: int
+    destroy_at: int
+
+
+class Destroyed(Value, tag="destroyed"):
+    """The key is gone from the HSM; the record stays."""
+
+    key_id: str
+    at: int
+    birth: BirthRecord | None = None
+    certificate: Certificate | None = None
+    x5u: str = ""
+
+
+State = (
+    New
+    | Keyed
+    | Ordered
+    | Authorized
+    | Finalizing
+    | Issued
+    | Published
+    | Active
+    | Retired
+    | Failed
+    | Doomed
+    | Destroyed
+)
+
+
+class Trouble(Value):
+    """The last attempt did not succeed and will be repeated at `retry_at`."""
+
+    reason: str
+    message: str
+    since: int
+    attempts: int
+    retry_at: int
+    next_step: str = ""
+
+
+class Revocation(Value):
+    """The STI-CA took the revocation at `at`, for `reason` (RFC 5280 section 5.3.1 code)."""
+
+    at: int
+    reason: int
+
+
+class Credential(Value):
+    """One credential. id: 16 lower-case hex digits; key_id: its CKA_ID, 32 hex digits.
+
+    version grows by one with every stored change (lost updates are refused).
+    """
+
+    id: str
+    profile: str
+    spc: str
+    key_id: str
+    created: int
+    state: State
+    version: int = 0
+    trouble: Trouble | None = None
+    revocation: Revocation | None = None
+
+
+class Account(Value):
+    """An ACME account of one profile at one issuer; its key is in the HSM.
+
+    url is empty until the STI-CA created the account.
+    """
+
+    profile: str
+    issuer: str
+    key_id: str
+    birth: BirthRecord | None = None
+    url: str = ""
+
+
+class TrustList(Value):
+    """The STI-PA's list of trusted STI-CAs as last accepted. roots: PEM certificates."""
+
+    authority: str
+    sequence: int
+    expires: int
+    fetched_at: int
+    roots: tuple[str, ...]
+
+
+class RevocationList(Value):
+    """The STI-PA's CRL as last accepted. der: the CertificateList."""
+
+    authority: str
+    number: int
+    next_update: int
+    fetched_at: int
+    der: bytes
