@@ -13,7 +13,7 @@ class Value(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of the frozen values."""
 
 
-class BirthRecord(Value):
+class BirthRecord(Value, frozen=True):
     """What was read back from the HSM right after a key was made; its proof of origin.
 
     key_id: the CKA_ID, 32 lower-case hex digits. public_key: DER SubjectPublicKeyInfo (P-256).
@@ -30,17 +30,17 @@ class BirthRecord(Value):
     serial: str
 
 
-class New(Value, tag="new"):
+class New(Value, tag="new", frozen=True):
     """Nothing done yet; the key's CKA_ID is chosen and stored before the key exists."""
 
 
-class Keyed(Value, tag="keyed"):
+class Keyed(Value, tag="keyed", frozen=True):
     """The key is in the HSM and was checked."""
 
     birth: BirthRecord
 
 
-class Ordered(Value, tag="ordered"):
+class Ordered(Value, tag="ordered", frozen=True):
     """The STI-CA has an order (RFC 8555 section 7.4)."""
 
     birth: BirthRecord
@@ -48,7 +48,7 @@ class Ordered(Value, tag="ordered"):
     order_url: str
 
 
-class Authorized(Value, tag="authorized"):
+class Authorized(Value, tag="authorized", frozen=True):
     """The SPC token was accepted: the order is ready."""
 
     birth: BirthRecord
@@ -56,7 +56,7 @@ class Authorized(Value, tag="authorized"):
     order_url: str
 
 
-class Finalizing(Value, tag="finalizing"):
+class Finalizing(Value, tag="finalizing", frozen=True):
     """The CSR is with the STI-CA."""
 
     birth: BirthRecord
@@ -64,7 +64,7 @@ class Finalizing(Value, tag="finalizing"):
     order_url: str
 
 
-class Certificate(Value):
+class Certificate(Value, frozen=True):
     """An accepted chain. chain: PEM, leaf first. spki_sha256, serial: lower-case hex."""
 
     chain: str
@@ -77,14 +77,14 @@ class Certificate(Value):
     issuer_x5u: str = ""
 
 
-class Issued(Value, tag="issued"):
+class Issued(Value, tag="issued", frozen=True):
     """The chain passed the acceptance gate."""
 
     birth: BirthRecord
     certificate: Certificate
 
 
-class Published(Value, tag="published"):
+class Published(Value, tag="published", frozen=True):
     """The chain is public at x5u and was fetched back byte-identical."""
 
     birth: BirthRecord
@@ -92,7 +92,7 @@ class Published(Value, tag="published"):
     x5u: str
 
 
-class Active(Value, tag="active"):
+class Active(Value, tag="active", frozen=True):
     """What the profile signs with, in every signer, since `epoch`."""
 
     birth: BirthRecord
@@ -102,7 +102,7 @@ class Active(Value, tag="active"):
     epoch: int
 
 
-class Retired(Value, tag="retired"):
+class Retired(Value, tag="retired", frozen=True):
     """No longer signs; still public; its key waits for the end of the holding time."""
 
     birth: BirthRecord
@@ -112,7 +112,7 @@ class Retired(Value, tag="retired"):
     destroy_at: int
 
 
-class Failed(Value, tag="failed"):
+class Failed(Value, tag="failed", frozen=True):
     """Ended before it was active. birth is set when there is a key to destroy.
 
     step: the state it failed in. reason, message, next_step: as in errors.
@@ -130,7 +130,7 @@ class Failed(Value, tag="failed"):
     destroy_at: int = 0
 
 
-class Doomed(Value, tag="doomed"):
+class Doomed(Value, tag="doomed", frozen=True):
     """Destruction is scheduled; until `destroy_at` it can be restored to what it was."""
 
     was: Retired | Failed
@@ -139,7 +139,7 @@ class Doomed(Value, tag="doomed"):
     destroy_at: int
 
 
-class Destroyed(Value, tag="destroyed"):
+class Destroyed(Value, tag="destroyed", frozen=True):
     """The key is gone from the HSM; the record stays."""
 
     key_id: str
@@ -165,7 +165,7 @@ State = (
 )
 
 
-class Trouble(Value):
+class Trouble(Value, frozen=True):
     """The last attempt did not succeed and will be repeated at `retry_at`."""
 
     reason: str
@@ -176,14 +176,14 @@ class Trouble(Value):
     next_step: str = ""
 
 
-class Revocation(Value):
+class Revocation(Value, frozen=True):
     """The STI-CA took the revocation at `at`, for `reason` (RFC 5280 section 5.3.1 code)."""
 
     at: int
     reason: int
 
 
-class Credential(Value):
+class Credential(Value, frozen=True):
     """One credential. id: 16 lower-case hex digits; key_id: its CKA_ID, 32 hex digits.
 
     version grows by one with every stored change (lost updates are refused).
@@ -200,7 +200,7 @@ class Credential(Value):
     revocation: Revocation | None = None
 
 
-class Account(Value):
+class Account(Value, frozen=True):
     """An ACME account of one profile at one issuer; its key is in the HSM.
 
     url is empty until the STI-CA created the account.
@@ -213,7 +213,7 @@ class Account(Value):
     url: str = ""
 
 
-class TrustList(Value):
+class TrustList(Value, frozen=True):
     """The STI-PA's list of trusted STI-CAs as last accepted. roots: PEM certificates."""
 
     authority: str
@@ -223,7 +223,7 @@ class TrustList(Value):
     roots: tuple[str, ...]
 
 
-class RevocationList(Value):
+class RevocationList(Value, frozen=True):
     """The STI-PA's CRL as last accepted. der: the CertificateList."""
 
     authority: str

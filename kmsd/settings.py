@@ -77,7 +77,7 @@ class SubjectRule(StrEnum):
     EMPTY = "empty"
 
 
-class IssuerRules(Settings):
+class IssuerRules(Settings, frozen=True):
     """How one STI-CA departs from the RFCs (PROTOCOL section 8). The defaults are the RFCs'."""
 
     tnauthlist_encoding: Encoding = Encoding.BASE64URL
@@ -127,7 +127,7 @@ PRESETS: dict[str, IssuerRules] = {
 }
 
 
-class Issuer(Settings, kw_only=True):
+class Issuer(Settings, kw_only=True, frozen=True):
     """One STI-CA reached by ACME."""
 
     directory: str
@@ -176,7 +176,7 @@ class PaBody(StrEnum):
     BARE = "bare"
 
 
-class Authority(Settings, kw_only=True):
+class Authority(Settings, kw_only=True, frozen=True):
     """One STI-PA, its trust domain, and our subscriber account there."""
 
     url: str = ""
@@ -206,7 +206,7 @@ class Authority(Settings, kw_only=True):
     """The C that the subject of a certificate of this trust domain must have; empty: any."""
 
 
-class Subject(Settings):
+class Subject(Settings, frozen=True):
     """Distinguished name in the CSR; CN is always `SHAKEN <SPC> <suffix>` (ATIS-1000080)."""
 
     country: str = "US"
@@ -215,7 +215,7 @@ class Subject(Settings):
     locality: str = ""
 
 
-class Policy(Settings):
+class Policy(Settings, frozen=True):
     """When a profile's credential is renewed, and how long what it leaves behind is kept."""
 
     renew_at: float = 0.66
@@ -226,7 +226,7 @@ class Policy(Settings):
     """Days between a destroy and the moment it becomes final."""
 
 
-class Profile(Settings):
+class Profile(Settings, frozen=True):
     """One service provider identity."""
 
     spc: str
@@ -240,7 +240,7 @@ class Profile(Settings):
     policy: Policy = Policy()
 
 
-class Hsm(Settings):
+class Hsm(Settings, frozen=True):
     """The PKCS#11 module and token."""
 
     module: str = "/usr/lib/softhsm/libsofthsm2.so"
@@ -255,12 +255,12 @@ class Hsm(Settings):
     """Variables the module wants (SOFTHSM2_CONF, ...), set before it is loaded."""
 
 
-class Store(Settings):
+class Store(Settings, frozen=True):
     url: str = ""
     """SQLAlchemy URL; empty: SQLite in the state folder."""
 
 
-class Tls(Settings):
+class Tls(Settings, frozen=True):
     """Files of a mutual TLS listener or client."""
 
     certificate: str
@@ -270,7 +270,7 @@ class Tls(Settings):
     """PEM file: whose certificates the other side may present."""
 
 
-class Signer(Settings):
+class Signer(Settings, frozen=True):
     listen: tuple[str, ...] = ("127.0.0.1:7443",)
     """host:port (mutual TLS needed unless loopback and `plaintext`)."""
     processes: int = 0
@@ -284,14 +284,14 @@ class Signer(Settings):
     """How far a caller's iat may be from now (RFC 8224 section 6.2 step 4)."""
 
 
-class Keeper(Settings):
+class Keeper(Settings, frozen=True):
     listen: str = "unix:/run/kmsd/keeper.sock"
     socket_mode: str = "0660"
     tick_seconds: float = 30.0
     """How often the rotation plan is made when nothing else wakes the keeper."""
 
 
-class Repository(Settings, kw_only=True):
+class Repository(Settings, kw_only=True, frozen=True):
     url: str = ""
     """Where chains are put: a directory as file:///..., or object storage (s3://, gs://, az://)."""
     options: dict[str, str] = {}
@@ -307,7 +307,7 @@ class Repository(Settings, kw_only=True):
     """Cache-Control max-age of a chain (at least a day, ATIS-1000074)."""
 
 
-class Caller(Settings):
+class Caller(Settings, frozen=True):
     """A grant: which authentication server may have what signed. No grant: no signature."""
 
     id: str
@@ -320,14 +320,14 @@ class Caller(Settings):
     """Highest attestation this caller is granted: A, B or C."""
 
 
-class Client(Settings):
+class Client(Settings, frozen=True):
     """How kmsctl reaches the signers."""
 
     targets: tuple[str, ...] = ()
     tls: Tls | None = None
 
 
-class Configuration(Settings, kw_only=True):
+class Configuration(Settings, kw_only=True, frozen=True):
     """kmsd.toml as a whole. Relative paths are relative to the file."""
 
     state: str = "/var/lib/kmsd"
