@@ -1,0 +1,10 @@
+"""What the keeper remembers: credentials, accounts, trust material, the epoch, the journal.
+
+Persistence only: it decides nothing, signs nothing, and holds no private key. (The place
+where chains are public is the `repository`.) Calls block; the keeper makes them in a thread.
+"""
+
+from kmsd.store.journal import Event
+from kmsd.store.records import AT_REST, Store
+
+__all__ = ["AT_REST", "Event", "Store"]

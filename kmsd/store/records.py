@@ -1,0 +1,246 @@
+"""The store's interface: values in, values out, one transaction a call.
+
+Every change names the version it was made from, so that of two writers one is refused and
+nothing is lost. All calls block and may come from any thread. Any of them may raise
+Unavailable (STORE_DISK_FULL, STORE_BUSY, STORE_IO_ERROR) or Misconfigured (STORE_CORRUPTED,
+STORE_DAMAGED, STORE_CANNOT_OPEN); then nothing was changed.
+"""
+
+import re
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from typing import Self
+
+import msgspec
+import sqlalchemy as sa
+
+from kmsd.errors import Invalid
+from kmsd.model import Account, Active, Credential, RevocationList, TrustList
+from kmsd.store import journal, rows, tables
+from kmsd.store.database import Database
+from kmsd.store.journal import Event
+
+AT_REST = ("active", "retired", "failed", "destroyed")
+"""States in which nothing is under way."""
+
+
+class Store:
+    """An open store: from `Store.open`, closed by `close` or as a context manager."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @classmethod
+    def open(cls, url: str) -> Self:
+        """Open the database at `url` (SQLAlchemy's form) and bring its schema up to date.
+
+        Raises Misconfigured (STORE_URL_INVALID, STORE_URL_UNSUPPORTED, STORE_FOLDER_MISSING,
+        STORE_SCHEMA_NEWER, ...) or Unavailable.
+        """
+        return cls(Database.open(url))
+
+    @classmethod
+    def look(cls, url: str) -> Self:
+        """Open an existing, up-to-date store for reading only: nothing is made or migrated.
+
+        Raises Misconfigured (STORE_MISSING, STORE_SCHEMA_OLDER, and as `open`) or Unavailable.
+        """
+        return cls(Database.look(url))
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def damage(self) -> tuple[str, ...]:
+        """What the database finds wrong with its own file; () when nothing is."""
+        return self._database.damage()
+
+    def acting(self, token: str) -> AbstractContextManager[None]:
+        """Be the one keeper that acts on this store, while inside.
+
+        token: label of the HSM token. Raises Precondition KEEPER_ALREADY_RUNNING.
+        """
+        return self._database.acting(token)
+
+    # Credentials
+
+    def insert(self, credential: Credential, *events: Event) -> Credential:
+        """Store a new credential. Raises Precondition STORE_CONFLICT when id or key_id is taken."""
+        with self._database.writing() as connection:
+            connection.execute(sa.insert(tables.credentials).values(rows.columns(credential)))
+            journal.append(connection, events)
+        return credential
+
+    def save(self, credential: Credential, *events: Event) -> Credential:
+        """Store what became of a credential; the result has the next version.
+
+        Raises Precondition STORE_CONFLICT when the stored version is not the credential's,
+        PROFILE_ALREADY_ACTIVE, or NotFound CREDENTIAL_UNKNOWN.
+        """
+        return self.save_all([credential], *events)[0]
+
+    def save_all(self, credentials: Iterable[Credential], *events: Event) -> tuple[Credential, ...]:
+        """Store several credentials, all or none, with the events that tell of it.
+
+        Raises as `save`. The results are in the order given.
+        """
+        saved = tuple(
+            msgspec.structs.replace(credential, version=credential.version + 1)
+            for credential in credentials
+        )
+        with self._database.writing() as connection:
+            # Who becomes active comes last: the constraint holds after every statement.
+            for credential in sorted(saved, key=lambda saved: isinstance(saved.state, Active)):
+                rows.update(connection, credential)
+            journal.append(connection, events)
+        return saved
+
+    def credential(self, id: str) -> Credential:
+        """The credential with this id. Raises NotFound CREDENTIAL_UNKNOWN."""
+        found = self._credentials(tables.credentials.c.id == id)
+        if not found:
+            raise rows.unknown(id)
+        return found[0]
+
+    def find(self, prefix: str) -> Credential:
+        """The one credential whose id begins so.
+
+        Raises NotFound CREDENTIAL_UNKNOWN, Invalid CREDENTIAL_AMBIGUOUS or CREDENTIAL_ID_INVALID.
+        """
+        prefix = prefix.strip().lower()
+        if not re.fullmatch(r"[0-9a-f]{1,16}", prefix):
+            raise Invalid(
+                "CREDENTIAL_ID_INVALID",
+                "A credential's id, or its beginning, is 1 to 16 hex digits.",
+            )
+        match self._credentials(tables.credentials.c.id.startswith(prefix), limit=2):
+            case ():
+                raise rows.unknown(prefix)
+            case (credential,):
+                return credential
+        raise Invalid(
+            "CREDENTIAL_AMBIGUOUS",
+            f"More than one credential's id begins with {prefix}.",
+            next_step="Give more digits.",
+        )
+
+    def credentials(
+        self, profile: str | None = None, *, include_destroyed: bool = False
+    ) -> tuple[Credential, ...]:
+        """Credentials, newest first; of one profile when it is given."""
+        conditions = []
+        if profile is not None:
+            conditions.append(tables.credentials.c.profile == profile)
+        if not include_destroyed:
+            conditions.append(tables.credentials.c.state != "destroyed")
+        return self._credentials(*conditions)
+
+    def unfinished(self) -> tuple[Credential, ...]:
+        """Credentials on their way somewhere (neither AT_REST), newest first."""
+        return self._credentials(tables.credentials.c.state.not_in(AT_REST))
+
+    def active(self, profile: str) -> Credential | None:
+        """What the profile signs with now."""
+        found = self._credentials(
+            tables.credentials.c.profile == profile, tables.credentials.c.state == "active"
+        )
+        return found[0] if found else None
+
+    def all_active(self) -> tuple[Credential, ...]:
+        """What every profile signs with now: the next keyring."""
+        return self._credentials(tables.credentials.c.state == "active")
+
+    # ACME accounts
+
+    def account(self, profile: str, issuer: str) -> Account | None:
+        """The profile's account at that STI-CA."""
+        row = tables.accounts.c
+        query = sa.select(row.document).where(row.profile == profile, row.issuer == issuer)
+        with self._database.reading() as connection:
+            found = rows.values(connection, Account, query)
+        return found[0] if found else None
+
+    def accounts(self) -> tuple[Account, ...]:
+        """All of them, by profile and issuer."""
+        row = tables.accounts.c
+        query = sa.select(row.document).order_by(row.profile, row.issuer)
+        with self._database.reading() as connection:
+            return rows.values(connection, Account, query)
+
+    def save_account(self, account: Account, *events: Event) -> Account:
+        """Store an account; at most one for a profile at an issuer, the last one stored."""
+        key = {"profile": account.profile, "issuer": account.issuer}
+        with self._database.writing() as connection:
+            rows.put(connection, tables.accounts, key, {"document": rows.document(account)})
+            journal.append(connection, events)
+        return account
+
+    # Trust material
+
+    def trust_list(self, authority: str) -> TrustList | None:
+        """The trusted STI-CA list last accepted from this STI-PA."""
+        with self._database.reading() as connection:
+            return rows.trusted(connection, TrustList, authority)
+
+    def save_trust_list(self, trust_list: TrustList, *events: Event) -> TrustList:
+        """Keep a list. Raises Precondition TRUST_ROLLED_BACK when a later one is there."""
+        with self._database.writing() as connection:
+            rows.trust(connection, trust_list, trust_list.sequence)
+            journal.append(connection, events)
+        return trust_list
+
+    def revocation_list(self, authority: str) -> RevocationList | None:
+        """The CRL last accepted from this STI-PA."""
+        with self._database.reading() as connection:
+            return rows.trusted(connection, RevocationList, authority)
+
+    def save_revocation_list(self, crl: RevocationList, *events: Event) -> RevocationList:
+        """Keep a CRL. Raises Precondition TRUST_ROLLED_BACK when a later one is there."""
+        with self._database.writing() as connection:
+            rows.trust(connection, crl, crl.number)
+            journal.append(connection, events)
+        return crl
+
+    # Epoch and journal
+
+    def epoch(self) -> int:
+        """The last epoch given out; 0: none yet."""
+        with self._database.reading() as connection:
+            return int(connection.execute(sa.select(tables.epochs.c.epoch)).scalar_one())
+
+    def next_epoch(self, *, after: int = 0) -> int:
+        """A new epoch, greater than all before it and than `after`.
+
+        after: the epoch of the keyring on disk, which is ahead of a store from a backup.
+        """
+        with self._database.writing() as connection:
+            last = sa.select(tables.epochs.c.epoch).with_for_update()
+            epoch = max(int(connection.execute(last).scalar_one()), after) + 1
+            connection.execute(sa.update(tables.epochs).values(epoch=epoch))
+        return epoch
+
+    def record(self, *events: Event) -> None:
+        """Append to the journal."""
+        with self._database.writing() as connection:
+            journal.append(connection, events)
+
+    def events(
+        self, credential: str | None = None, *, profile: str | None = None, limit: int = 100
+    ) -> tuple[Event, ...]:
+        """The journal's last events, newest first."""
+        with self._database.reading() as connection:
+            return journal.newest(connection, credential, profile, limit)
+
+    def _credentials(
+        self, *conditions: sa.ColumnElement[bool], limit: int | None = None
+    ) -> tuple[Credential, ...]:
+        row = tables.credentials.c
+        query = sa.select(row.document).where(*conditions).limit(limit)
+        with self._database.reading() as connection:
+            return rows.values(connection, Credential, query.order_by(row.created.desc(), row.id))

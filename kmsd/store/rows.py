@@ -1,0 +1,142 @@
+"""Values to rows and back."""
+
+from typing import TypeVar
+
+import msgspec
+import sqlalchemy as sa
+
+from kmsd.errors import Invalid, Misconfigured, NotFound, Precondition
+from kmsd.model import (
+    Active,
+    Credential,
+    Destroyed,
+    Doomed,
+    Issued,
+    Published,
+    Retired,
+    RevocationList,
+    State,
+    TrustList,
+    Value,
+)
+from kmsd.store import tables
+
+V = TypeVar("V", bound=Value)
+
+
+def document(value: Value) -> str:
+    """The value as JSON text."""
+    return msgspec.json.encode(value).decode()
+
+
+def values(connection: sa.Connection, kind: type[V], query: sa.Select[str]) -> tuple[V, ...]:
+    """The values whose documents the query selects. Raises Misconfigured STORE_DAMAGED."""
+    decoder = msgspec.json.Decoder(kind)
+    try:
+        return tuple(decoder.decode(text) for text in connection.execute(query).scalars())
+    except msgspec.DecodeError as error:
+        raise Misconfigured(
+            "STORE_DAMAGED",
+            f"The store holds a {kind.__name__} that cannot be read: {error}.",
+            next_step="Restore the last backup; the HSM keeps the keys.",
+        ) from error
+
+
+def columns(credential: Credential) -> dict[str, str | int | None]:
+    """A credential as a row of `tables.credentials`."""
+    return {
+        "id": credential.id,
+        "profile": credential.profile,
+        "key_id": credential.key_id,
+        "state": str(type(credential.state).__struct_config__.tag),
+        "created": credential.created,
+        "not_after": not_after(credential.state),
+        "version": credential.version,
+        "document": document(credential),
+    }
+
+
+def not_after(state: State) -> int | None:
+    """The end of the certificate's validity, seconds UTC; None when there is none."""
+    match state:
+        case Issued() | Published() | Active() | Retired():
+            return state.certificate.not_after
+        case Doomed():
+            return not_after(state.was)
+        case Destroyed() if state.certificate is not None:
+            return state.certificate.not_after
+    return None
+
+
+def update(connection: sa.Connection, credential: Credential) -> None:
+    """Write the credential over its previous version. Raises Precondition STORE_CONFLICT."""
+    row = tables.credentials.c
+    changed = connection.execute(
+        sa.update(tables.credentials)
+        .where(row.id == credential.id, row.version == credential.version - 1)
+        # Which key it is and whose it is never change: a mix-up must not pass for a change.
+        .where(row.key_id == credential.key_id, row.profile == credential.profile)
+        .values(columns(credential))
+    ).rowcount
+    if changed == 1:
+        return
+    if connection.execute(sa.select(row.id).where(row.id == credential.id)).first() is None:
+        raise unknown(credential.id)
+    raise Precondition(
+        "STORE_CONFLICT",
+        f"Credential {credential.id} was changed by somebody else meanwhile.",
+        next_step="Read it again and decide anew.",
+        credential=credential.id,
+    )
+
+
+def put(
+    connection: sa.Connection, table: sa.Table, key: dict[str, str], rest: dict[str, str | int]
+) -> None:
+    """Replace the row with this key, or insert it."""
+    same = [table.c[name] == value for name, value in key.items()]
+    if connection.execute(sa.update(table).where(*same).values(rest)).rowcount == 0:
+        connection.execute(sa.insert(table).values(key | rest))
+
+
+def trusted(connection: sa.Connection, kind: type[V], authority: str) -> V | None:
+    """The trust material of this kind last accepted from the authority."""
+    row = tables.trust.c
+    query = sa.select(row.document).where(row.authority == authority, row.kind == kind.__name__)
+    found = values(connection, kind, query)
+    return found[0] if found else None
+
+
+def trust(connection: sa.Connection, value: TrustList | RevocationList, number: int) -> None:
+    """Keep the material unless later is there. Raises Precondition TRUST_ROLLED_BACK.
+
+    number: its place in the sequence. Raises Invalid TRUST_NUMBER_INVALID beyond 63 bits.
+    """
+    kind = type(value).__name__
+    if not 0 <= number < 1 << 63:
+        raise Invalid("TRUST_NUMBER_INVALID", f"The number of this {kind} is out of range.")
+    row = tables.trust.c
+    key = {"authority": value.authority, "kind": kind}
+    last = connection.execute(
+        sa.select(row.number)
+        .where(row.authority == value.authority, row.kind == kind)
+        .with_for_update()
+    ).scalar()
+    if last is not None and number < last:
+        raise Precondition(
+            "TRUST_ROLLED_BACK",
+            f"The {kind} of {value.authority} has number {number}, after {last} was accepted.",
+            next_step="The later one stays in use; ask the STI-PA if this repeats.",
+            authority=value.authority,
+        )
+    put(connection, tables.trust, key, {"number": number, "document": document(value)})
+
+
+def unknown(id: str) -> NotFound:
+    """The error for a credential that is not there."""
+    return NotFound(
+        "CREDENTIAL_UNKNOWN",
+        f"There is no credential {id}.",
+        next_step="List them: kmsctl credentials.",
+        credential=id,
+    )
