@@ -60,7 +60,7 @@ def jwk(public_key: bytes) -> Jwk:
 
 def thumbprint(public_key: bytes) -> bytes:
     """The RFC 7638 thumbprint (SHA-256, 32 octets) of a P-256 key given as DER SPKI."""
-    return hashlib.sha256(msgspec.json.encode(jwk(public_key))).digest()
+    return hashlib.sha256(compact_json(jwk(public_key))).digest()
 
 
 def fingerprint(public_key: bytes, kind: FingerprintKind, case: LetterCase) -> str:
@@ -69,14 +69,16 @@ def fingerprint(public_key: bytes, kind: FingerprintKind, case: LetterCase) -> s
     `SHA256 ` and 32 hex pairs with colons. RFC 9448 section 5.4 wants the JWK thumbprint in
     upper case; STI-CAs in the field also compare a hash of the SPKI, or lower case.
     """
-    match kind:
-        case FingerprintKind.JWK_THUMBPRINT:
-            digest = thumbprint(public_key)
-        case FingerprintKind.SPKI:
-            _point(public_key)
-            digest = hashlib.sha256(public_key).digest()
+    digest = thumbprint(public_key)
+    if kind is FingerprintKind.SPKI:
+        digest = hashlib.sha256(public_key).digest()
     pairs = digest.hex(":")
     return "SHA256 " + (pairs.upper() if case is LetterCase.UPPER else pairs)
+
+
+def compact_json(value: object) -> bytes:
+    """`value` as JSON without white space, members in the order they are in."""
+    return msgspec.json.encode(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,7 @@ def unsigned(
     empty_payload: at least one STI-CA takes POST-as-GET only if the dot before an empty
     payload is not signed (PROTECTED_ONLY); other payloads are not affected.
     """
-    header, body = b64url(msgspec.json.encode(protected)), b64url(payload)
+    header, body = b64url(compact_json(protected)), b64url(payload)
     if not body and empty_payload is EmptyPayload.PROTECTED_ONLY:
         return Unsigned(header, body, header.encode())
     return Unsigned(header, body, f"{header}.{body}".encode())

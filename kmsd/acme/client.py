@@ -1,0 +1,312 @@
+"""The client of one STI-CA: account, order, authorization, certificate, revocation.
+
+Every method may be repeated: what is already done is seen and not done again, so a caller
+that lost a reply or crashed just calls once more. Nothing is kept here between calls but
+the account's URL; what must last (account and order URLs) is the caller's to store, before
+the next step. RFC 8555 section 7; TNAuthList orders and SPC tokens: RFC 9448 and `tkauth`.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Self
+
+import httpx
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from kmsd.acme import account, messages, problems
+from kmsd.acme.chain import Chain, chain
+from kmsd.acme.messages import Authorization, AuthorizationStatus, Identifier, Order, OrderStatus
+from kmsd.acme.polling import Patience
+from kmsd.acme.signing import ByAccount, ByKey, Key
+from kmsd.acme.tkauth import Proof, SpcToken, SpcTokenProof, identifier
+from kmsd.acme.transport import Answer, Transport
+from kmsd.errors import Invalid, PeerRefused, Precondition, Unavailable
+from kmsd.jose import b64url
+from kmsd.settings import Issuer, PollTarget
+
+REVOCATION_REASONS = frozenset({0, 1, 2, 3, 4, 5, 6, 8, 9, 10})
+"""RFC 5280 section 5.3.1."""
+
+
+class Acme:
+    """One account at one STI-CA. Use as an async context manager.
+
+    name: of the issuer in the configuration, for errors. key: the account's. account_url:
+    what ensure_account returned before, empty at first. mac_key: the external account
+    binding's, decoded. http replaces the network in tests.
+    Every method raises PeerRefused for what the STI-CA refuses or garbles (reason from the
+    ACME error type, problem document word for word) and Unavailable when it does not answer.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        issuer: Issuer,
+        key: Key,
+        *,
+        account_url: str = "",
+        mac_key: bytes | None = None,
+        http: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        """Raises Misconfigured when directory, rules or tls_ca cannot be used."""
+        self._name = name
+        self._issuer = issuer
+        self._rules = issuer.resolved()
+        self._key = key
+        self._mac_key = mac_key
+        self._account = account_url
+        self._transport = Transport(name, issuer, http)
+        self._lock = asyncio.Lock()
+
+    async def __aenter__(self) -> Self:
+        await self._transport.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._transport.__aexit__(kind, error, traceback)
+
+    async def ensure_account(self) -> str:
+        """The account's URL; the account is made, or found by its key, when not known yet.
+
+        Raises Misconfigured when the STI-CA wants an external account binding or consent to
+        its terms that the configuration does not have.
+        """
+        async with self._lock:
+            if not self._account:
+                self._account = await account.ensure(
+                    self._transport, self._issuer, self._key, self._mac_key
+                )
+        return self._account
+
+    async def roll_key(self, new_key: Key) -> None:
+        """The account is `new_key`'s from now on (RFC 8555 section 7.3.5).
+
+        SPC tokens fetched for the old key die with it: their fingerprint is the old key's.
+        """
+        url = await self.ensure_account()
+        await account.roll(self._transport, ByAccount(self._key, url), new_key)
+        self._key = new_key
+
+    async def new_order(
+        self,
+        tnauthlist: bytes,
+        *,
+        not_before: int | None = None,
+        not_after: int | None = None,
+        replaces: str = "",
+    ) -> Order:
+        """A new order for a certificate with this TNAuthList (DER).
+
+        not_before, not_after: validity asked for, seconds since the epoch. replaces: the
+        RFC 9773 section 4.1 id of the old certificate, left out where there is no ARI.
+        """
+        wanted = identifier(tnauthlist, self._rules.tnauthlist_encoding)
+        return await self.new_order_for(
+            (wanted,), not_before=not_before, not_after=not_after, replaces=replaces
+        )
+
+    async def new_order_for(
+        self,
+        identifiers: Iterable[Identifier],
+        *,
+        not_before: int | None = None,
+        not_after: int | None = None,
+        replaces: str = "",
+    ) -> Order:
+        """The same for identifiers of any type (RFC 8555 section 7.4)."""
+        directory = await self._transport.directory()
+        payload: dict[str, object] = {"identifiers": tuple(identifiers)}
+        if not_before is not None:
+            payload["notBefore"] = _rfc3339(not_before)
+        if not_after is not None:
+            payload["notAfter"] = _rfc3339(not_after)
+        if replaces and directory.renewal_info:
+            payload["replaces"] = replaces
+        answer = await self._post(directory.new_order, payload, "newOrder")
+        return messages.order(answer.location(), answer.parse(messages.OrderObject))
+
+    async def order(self, order_url: str) -> Order:
+        """The order as it is now."""
+        return (await self._order(order_url))[0]
+
+    async def authorize(self, order_url: str, spc_token: SpcToken) -> Order:
+        """Prove with an SPC token that the order is ours to make; the order is then ready.
+
+        spc_token: the token, or what fetches one: called once, and only if a challenge is
+        to be answered. An authorization that failed is final (RFC 9448 section 6): reason
+        ACME_ORDER_INVALID, with every problem document the STI-CA left.
+        """
+        return await self.authorize_with(
+            order_url, SpcTokenProof(spc_token, self._rules.challenge_field)
+        )
+
+    async def authorize_with(self, order_url: str, proof: Proof) -> Order:
+        """The same with a proof of any kind."""
+        order = await self._living(order_url)
+        if order.status is not OrderStatus.PENDING:
+            return order
+        response: dict[str, str] | None = None
+        for url in order.authorizations:
+            authorization, _ = await self._authorization(url)
+            if not await self._still_open(order, authorization):
+                continue
+            challenge = self._challenge(authorization, proof)
+            if challenge.status in (None, "pending"):
+                response = response or await proof.response()
+                await self._post(challenge.url, response, "challenge")
+        patience = self._patience()
+        if self._rules.poll_target is PollTarget.AUTHORIZATION:
+            for url in order.authorizations:
+                final = await patience.until(_is_final, self._authorization, url)
+                await self._still_open(order, final)
+        # Also after the authorizations: some servers move the order a moment later.
+        return await self._living(order_url, _left_pending, patience)
+
+    async def finalize(self, order_url: str, csr: bytes) -> Order:
+        """Hand in the CSR (DER) of an order that is ready; a second time does nothing.
+
+        ACME_BAD_CSR leaves the order ready for a better CSR. Raises Invalid (CSR_MALFORMED),
+        Precondition (ACME_KEY_REUSED) for a CSR with the account's key: RFC 8555 section 11.1.
+        """
+        self._check_csr(csr)
+        order = await self._living(order_url)
+        if order.status in (OrderStatus.PROCESSING, OrderStatus.VALID):
+            return order
+        answer = await self._post(order.finalize, {"csr": b64url(csr)}, "finalize")
+        return messages.order(order_url, answer.parse(messages.OrderObject))
+
+    async def collect(self, order_url: str) -> Chain:
+        """Wait for the certificate and download its chain (RFC 8555 section 7.4.2).
+
+        Raises Precondition (ACME_ORDER_NOT_FINALIZED) when the STI-CA has no CSR yet.
+        """
+        order = await self._living(order_url, _left_processing)
+        if order.status is not OrderStatus.VALID:
+            raise Precondition(
+                "ACME_ORDER_NOT_FINALIZED",
+                f"The order at STI-CA {self._name} is {order.status}: it has no CSR yet.",
+                next_step="Authorize and finalize it first.",
+                order=order_url,
+            )
+        types = self._rules.chain_media_types
+        answer = await self._post(order.certificate, None, "certificate", accept=", ".join(types))
+        return chain(order, answer, types)
+
+    async def revoke(self, certificate: bytes, reason: int, key: Key | None = None) -> None:
+        """Revoke a certificate (DER) for an RFC 5280 section 5.3.1 reason code.
+
+        key: the certificate's own, when the account is not to be used. A certificate that
+        is revoked already is as good. Raises Invalid (REVOCATION_REASON_INVALID).
+        """
+        if reason not in REVOCATION_REASONS:
+            raise Invalid("REVOCATION_REASON_INVALID", f"There is no revocation reason {reason}.")
+        url = (await self._transport.directory()).revoke_cert
+        if not url:
+            raise account.not_offered(self._name, "revokeCert")
+        payload = {"certificate": b64url(certificate), "reason": reason}
+        signer = ByKey(key) if key else ByAccount(self._key, await self.ensure_account())
+        try:
+            await self._transport.post(url, payload, signer, "revokeCert")
+        except PeerRefused as refused:
+            if refused.reason != "ACME_ALREADY_REVOKED":
+                raise
+
+    async def _post(
+        self, url: str, payload: object, resource: str, *, accept: str = "application/json"
+    ) -> Answer:
+        signer = ByAccount(self._key, await self.ensure_account())
+        return await self._transport.post(url, payload, signer, resource, accept)
+
+    async def _order(self, url: str) -> tuple[Order, float | None]:
+        answer = await self._post(url, None, "order")
+        return messages.order(url, answer.parse(messages.OrderObject)), answer.retry_after()
+
+    async def _authorization(self, url: str) -> tuple[Authorization, float | None]:
+        answer = await self._post(url, None, "authorization")
+        return answer.parse(Authorization), answer.retry_after()
+
+    async def _living(
+        self,
+        url: str,
+        enough: Callable[[Order], bool] = lambda order: True,
+        patience: Patience | None = None,
+    ) -> Order:
+        order = await (patience or self._patience()).until(enough, self._order, url)
+        if order.status is OrderStatus.INVALID:
+            raise await self._dead(order)
+        return order
+
+    def _patience(self) -> Patience:
+        return Patience(self._name, self._issuer.poll_limit)
+
+    async def _still_open(self, order: Order, authorization: Authorization) -> bool:
+        match authorization.status:
+            case AuthorizationStatus.PENDING:
+                return True
+            case AuthorizationStatus.VALID:
+                return False
+            case _:
+                raise await self._dead(order)
+
+    async def _dead(self, order: Order) -> PeerRefused:
+        documents = [order.error] if order.error else []
+        for url in order.authorizations:
+            try:
+                authorization, _ = await self._authorization(url)
+            except (PeerRefused, Unavailable):
+                continue  # an order that is gone often takes its authorizations with it
+            errors = (messages.verbatim(challenge.error) for challenge in authorization.challenges)
+            documents += [document for document in errors if document]
+        return problems.order_invalid(self._name, order.url, documents)
+
+    def _challenge(self, authorization: Authorization, proof: Proof) -> messages.Challenge:
+        for challenge in authorization.challenges:
+            if proof.takes(challenge):
+                return challenge
+        offered = ", ".join(challenge.type for challenge in authorization.challenges) or "nothing"
+        raise PeerRefused(
+            "ACME_NO_CHALLENGE",
+            f"STI-CA {self._name} offers no challenge that can be answered here: "
+            f"{problems.printable(offered)}.",
+            peer=problems.PEER,
+            next_step="Check that `directory` is that of its TNAuthList service (tkauth-01, atc).",
+            issuer=self._name,
+        )
+
+    def _check_csr(self, csr: bytes) -> None:
+        try:
+            public = x509.load_der_x509_csr(csr).public_key()
+        except ValueError as error:
+            raise Invalid("CSR_MALFORMED", "The CSR is no DER CertificationRequest.") from error
+        if public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) == (
+            self._key.public_key
+        ):
+            raise Precondition(
+                "ACME_KEY_REUSED",
+                "The CSR is for the account's own key, which RFC 8555 section 11.1 forbids.",
+                next_step="Make a key of its own for the certificate.",
+            )
+
+
+def _left_pending(order: Order) -> bool:
+    return order.status is not OrderStatus.PENDING
+
+
+def _left_processing(order: Order) -> bool:
+    return order.status is not OrderStatus.PROCESSING
+
+
+def _is_final(authorization: Authorization) -> bool:
+    return authorization.status is not AuthorizationStatus.PENDING
+
+
+def _rfc3339(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,196 @@
+"""From what a STI-CA answered when it did not do what was asked, to our errors.
+
+Pure decisions on status code, headers and body; nothing is sent from here.
+RFC 8555 section 6.7 (error types), RFC 7807 (problem documents), RFC 9110 section 10.2.3
+(Retry-After). The server's document goes along word for word; what is put into a sentence
+of ours is shortened and freed of control characters, for it ends on terminals.
+"""
+
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+
+import msgspec
+
+from kmsd.acme.messages import Problem
+from kmsd.errors import PeerRefused, Unavailable
+
+PEER = "sti-ca"
+URN = "urn:ietf:params:acme:error:"
+LONGEST_RETRY = 86_400.0
+
+_KNOWN: Mapping[str, tuple[str, str]] = {
+    "accountDoesNotExist": (
+        "ACME_ACCOUNT_DOES_NOT_EXIST",
+        "The STI-CA forgot the account, or the directory is another one than it was made at: "
+        "make the account anew.",
+    ),
+    "alreadyReplaced": ("ACME_ALREADY_REPLACED", "Order without naming the old certificate."),
+    "alreadyRevoked": ("ACME_ALREADY_REVOKED", ""),
+    "badCSR": ("ACME_BAD_CSR", "Check csr_subject and csr_crldp of this issuer's rules."),
+    "badNonce": ("ACME_BAD_NONCE", ""),
+    "badPublicKey": ("ACME_BAD_PUBLIC_KEY", "Make another account key."),
+    "badRevocationReason": ("ACME_BAD_REVOCATION_REASON", "Revoke with another reason code."),
+    "badSignatureAlgorithm": ("ACME_BAD_SIGNATURE_ALGORITHM", ""),
+    "caa": ("ACME_CAA", ""),
+    "compound": ("ACME_COMPOUND", "The subproblems in the STI-CA's document say what to do."),
+    "connection": ("ACME_CONNECTION", "The STI-CA could not reach what it must: ask it."),
+    "dns": ("ACME_DNS", ""),
+    "externalAccountRequired": (
+        "ACME_EXTERNAL_ACCOUNT_REQUIRED",
+        "Ask the STI-CA for a key id and a MAC key; set eab_key_id and eab_mac_key.",
+    ),
+    "incorrectResponse": ("ACME_INCORRECT_RESPONSE", ""),
+    "invalidContact": ("ACME_INVALID_CONTACT", "Correct `contact` of this issuer."),
+    "malformed": ("ACME_MALFORMED", "Compare this issuer's preset and rules with its manual."),
+    "orderNotReady": ("ACME_ORDER_NOT_READY", "Authorize the order first."),
+    "rateLimited": ("ACME_RATE_LIMITED", ""),
+    "rejectedIdentifier": (
+        "ACME_REJECTED_IDENTIFIER",
+        "Check that the STI-CA serves this SPC, and tnauthlist_encoding of its rules.",
+    ),
+    "serverInternal": ("ACME_SERVER_INTERNAL", ""),
+    "tls": ("ACME_TLS", ""),
+    "unauthorized": (
+        "ACME_UNAUTHORIZED",
+        "Check the SPC token (fingerprint_kind, challenge_field) and the account.",
+    ),
+    "unsupportedContact": ("ACME_UNSUPPORTED_CONTACT", "Correct `contact` of this issuer."),
+    "unsupportedIdentifier": (
+        "ACME_UNSUPPORTED_IDENTIFIER",
+        "This server issues no TNAuthList certificates: is `directory` right?",
+    ),
+    "userActionRequired": ("ACME_USER_ACTION_REQUIRED", "Do what the STI-CA asks for, then retry."),
+}
+"""ACME error type to our reason and next step. Others become ACME_REFUSED."""
+
+
+def refusal(
+    issuer: str, resource: str, status: int, headers: Mapping[str, str], body: bytes, now: float
+) -> PeerRefused | Unavailable:
+    """The error for an answer with a status of 300 or more.
+
+    issuer: its name in the configuration. resource: the RFC's word for what was asked (newOrder).
+    headers: with lower-case names. now: seconds since the epoch, for a Retry-After date.
+    """
+    problem = problem_in(body)
+    wait = retry_after(headers, now) or 0.0
+    facts = {"issuer": issuer, "resource": resource, "status": str(status)}
+    if 300 <= status < 400:
+        return PeerRefused(
+            "ACME_REDIRECT",
+            f"STI-CA {issuer} answers {resource} with a redirect to "
+            f"{printable(headers.get('location', 'nowhere'))}; redirects are not followed.",
+            peer=PEER,
+            problem=verbatim(body),
+            next_step="Set `directory` to the address the STI-CA documents.",
+            **facts,
+        )
+    kind = (problem.type if problem else "").removeprefix(URN)
+    reason, next_step = _KNOWN.get(kind, ("ACME_REFUSED", ""))
+    detail = printable((problem.detail if problem else "") or "")
+    said = f": {detail}" if detail else f" (HTTP {status})."
+    if kind == "rateLimited" or status == 429:
+        return Unavailable(
+            "ACME_RATE_LIMITED",
+            f"STI-CA {issuer} limits the rate of {resource}{said}",
+            retry_after=wait,
+            problem=verbatim(body),
+            **facts,
+        )
+    if status >= 500:
+        return Unavailable(
+            "ACME_SERVER_INTERNAL",
+            f"STI-CA {issuer} failed to answer {resource}{said}",
+            retry_after=wait,
+            problem=verbatim(body),
+            **facts,
+        )
+    if status == 404 and reason in ("ACME_REFUSED", "ACME_MALFORMED"):
+        reason, next_step = "ACME_NOT_FOUND", "It may have expired there: start anew."
+    elif problem is None:
+        return malformed(
+            issuer, resource, f"with HTTP {status} and no problem document", body, **facts
+        )
+    if kind == "userActionRequired" and problem and problem.instance:
+        next_step = f"Visit {printable(problem.instance)}, then retry."
+    return PeerRefused(
+        reason,
+        f"STI-CA {issuer} refused {resource}{said}",
+        peer=PEER,
+        problem=verbatim(body),
+        next_step=next_step,
+        **facts,
+    )
+
+
+def order_invalid(issuer: str, order_url: str, documents: list[str]) -> PeerRefused:
+    """The order is dead; `documents`: every problem document found on it, word for word."""
+    first = problem_in(documents[0].encode()) if documents else None
+    kind = first.type.removeprefix(URN) if first else ""
+    detail = printable((first.detail if first else "") or kind)
+    _, next_step = _KNOWN.get(kind, ("", "Ask the STI-CA why: it left no reason."))
+    return PeerRefused(
+        "ACME_ORDER_INVALID",
+        f"STI-CA {issuer} gave up the order" + (f": {detail}" if detail else "."),
+        peer=PEER,
+        problem="\n".join(documents),
+        next_step=next_step or "A new order is needed.",
+        issuer=issuer,
+        order=order_url,
+        error=printable(kind),
+    )
+
+
+def malformed(
+    issuer: str, resource: str, what: str, body: bytes = b"", **facts: str
+) -> PeerRefused:
+    """The answer makes no sense; `what` ends the sentence 'STI-CA x answered newOrder ...'."""
+    return PeerRefused(
+        "ACME_ANSWER_MALFORMED",
+        f"STI-CA {issuer} answered {resource} {what}.",
+        peer=PEER,
+        problem=verbatim(body),
+        next_step="Check that `directory` is an ACME server's and no proxy answers in its place.",
+        **({"issuer": issuer, "resource": resource} | facts),
+    )
+
+
+def problem_in(body: bytes) -> Problem | None:
+    """The problem document that `body` is, whatever its media type says; or None."""
+    try:
+        problem = msgspec.json.decode(body, type=Problem)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    return problem if problem != Problem() else None
+
+
+def retry_after(headers: Mapping[str, str], now: float) -> float | None:
+    """Seconds the server asks to wait: 0 to one day; None when it does not say.
+
+    A date is read against the server's own Date when there is one: its clock may be off.
+    """
+    value = headers.get("retry-after", "").strip()
+    if value.isascii() and value.isdigit():
+        return min(float(value[:6]), LONGEST_RETRY)
+    until = _http_date(value)
+    if until is None:
+        return None
+    return min(max(until - (_http_date(headers.get("date", "")) or now), 0.0), LONGEST_RETRY)
+
+
+def verbatim(body: bytes) -> str:
+    """What the server wrote, at most 16 384 characters of it."""
+    return body.decode("utf-8", "replace")[:16_384]
+
+
+def printable(text: str) -> str:
+    """Text of a stranger, fit for one of our sentences: one line, at most 300 characters."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text[:1000]).split())
+    return line if len(line) <= 300 else line[:299] + "…"
+
+
+def _http_date(value: str) -> float | None:
+    try:
+        return parsedate_to_datetime(value).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return None
