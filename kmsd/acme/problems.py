@@ -108,9 +108,7 @@ def refusal(
     if status == 404 and reason in ("ACME_REFUSED", "ACME_MALFORMED"):
         reason, next_step = "ACME_NOT_FOUND", "It may have expired there: start anew."
     elif problem is None:
-        return malformed(
-            issuer, resource, f"with HTTP {status} and no problem document", body, **facts
-        )
+        return malformed(issuer, resource, f"with HTTP {status} and no problem document", body)
     if kind == "userActionRequired" and problem and problem.instance:
         next_step = f"Visit {printable(problem.instance)}, then retry."
     return PeerRefused(
@@ -141,9 +139,7 @@ def order_invalid(issuer: str, order_url: str, documents: list[str]) -> PeerRefu
     )
 
 
-def malformed(
-    issuer: str, resource: str, what: str, body: bytes = b"", **facts: str
-) -> PeerRefused:
+def malformed(issuer: str, resource: str, what: str, body: bytes = b"") -> PeerRefused:
     """The answer makes no sense; `what` ends the sentence 'STI-CA x answered newOrder ...'."""
     return PeerRefused(
         "ACME_ANSWER_MALFORMED",
@@ -151,7 +147,8 @@ def malformed(
         peer=PEER,
         problem=verbatim(body),
         next_step="Check that `directory` is an ACME server's and no proxy answers in its place.",
-        **({"issuer": issuer, "resource": resource} | facts),
+        issuer=issuer,
+        resource=resource,
     )
 
 

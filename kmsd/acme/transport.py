@@ -6,6 +6,7 @@ everyday thing and repeated here within a budget; nothing else is ever repeated 
 """
 
 import asyncio
+import re
 import ssl
 import time
 from collections import deque
@@ -270,7 +271,8 @@ def is_https(url: str) -> bool:
         parsed = httpx.URL(url)
     except httpx.InvalidURL:
         return False
-    return parsed.scheme == "https" and bool(parsed.host) and not parsed.userinfo
+    named = re.fullmatch(r"[A-Za-z0-9.:_-]+", parsed.host) is not None
+    return parsed.scheme == "https" and named and not parsed.userinfo
 
 
 def _trust(name: str, tls_ca: str) -> ssl.SSLContext:
