@@ -153,7 +153,7 @@ class HostileCa:
     def _resource(self, resource: str, request: Request) -> Reply:
         match resource:
             case "directory":
-                names = ("newNonce", "newAccount", "newOrder", "revokeCert")
+                names = ("newNonce", "newAccount", "newOrder", "revokeCert", "keyChange")
                 directory = {name: self.url(name) for name in names}
                 reply = told(directory | {"meta": self.directory_meta, "newAuthz": None})
                 reply.nonce = False

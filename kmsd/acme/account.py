@@ -4,7 +4,7 @@ RFC 8555 sections 7.3 (newAccount), 7.3.4 (external account binding), 7.3.5 (key
 """
 
 from kmsd import jose
-from kmsd.acme.messages import AccountObject, Directory, DirectoryMeta
+from kmsd.acme.messages import AccountObject, Directory, DirectoryMeta, verbatim
 from kmsd.acme.problems import PEER, printable
 from kmsd.acme.signing import ByAccount, ByKey, Key, header
 from kmsd.acme.transport import Answer, Transport
@@ -116,7 +116,7 @@ def _check_usable(name: str, answer: Answer) -> None:
             "ACME_ACCOUNT_UNUSABLE",
             f"The account at STI-CA {name} is {printable(status)}.",
             peer=PEER,
-            problem=answer.body.decode("utf-8", "replace"),
+            problem=verbatim(answer.body),
             next_step="Make another account key; a deactivated account never comes back.",
             issuer=name,
         )

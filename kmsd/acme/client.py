@@ -197,7 +197,9 @@ class Acme:
                 order=order_url,
             )
         types = self._rules.chain_media_types
-        answer = await self._post(order.certificate, None, "certificate", accept=", ".join(types))
+        # One name found in the field is no media type; a strict server would refuse to read it.
+        accept = ", ".join(name for name in types if "/" in name)
+        answer = await self._post(order.certificate, None, "certificate", accept=accept)
         return chain(order, answer, types)
 
     async def revoke(self, certificate: bytes, reason: int, key: Key | None = None) -> None:
@@ -263,7 +265,7 @@ class Acme:
                 authorization, _ = await self._authorization(url)
             except (PeerRefused, Unavailable):
                 continue  # an order that is gone often takes its authorizations with it
-            errors = (messages.verbatim(challenge.error) for challenge in authorization.challenges)
+            errors = (messages.kept(challenge.error) for challenge in authorization.challenges)
             documents += [document for document in errors if document]
         return problems.order_invalid(self._name, order.url, documents)
 

@@ -8,6 +8,7 @@ Error documents stay the text that the server wrote.
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated
+from unicodedata import category
 
 import msgspec
 
@@ -132,14 +133,23 @@ def order(url: str, seen: OrderObject) -> Order:
         certificate=seen.certificate or "",
         x5u=seen.x5u or "",
         expires=_seconds(seen.expires or ""),
-        error=verbatim(seen.error),
+        error=kept(seen.error),
     )
 
 
-def verbatim(document: msgspec.Raw) -> str:
+def kept(document: msgspec.Raw) -> str:
     """A member kept as the server wrote it, as text; empty when absent or null."""
-    text = bytes(document).decode("utf-8", "replace")
+    text = verbatim(bytes(document))
     return "" if text == "null" else text
+
+
+def verbatim(body: bytes) -> str:
+    """What the server wrote, word for word, but at most 16 384 characters of it.
+
+    Control characters, which JSON has only escaped, are replaced: it ends on terminals.
+    """
+    text = body[:65_536].decode("utf-8", "replace")[:16_384]
+    return "".join(c if c in "\r\n\t" or category(c) != "Cc" else "\ufffd" for c in text)
 
 
 def _seconds(rfc3339: str) -> int:

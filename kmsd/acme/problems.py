@@ -11,7 +11,7 @@ from email.utils import parsedate_to_datetime
 
 import msgspec
 
-from kmsd.acme.messages import Problem
+from kmsd.acme.messages import Problem, verbatim
 from kmsd.errors import PeerRefused, Unavailable
 
 PEER = "sti-ca"
@@ -173,11 +173,6 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
     if until is None:
         return None
     return min(max(until - (_http_date(headers.get("date", "")) or now), 0.0), LONGEST_RETRY)
-
-
-def verbatim(body: bytes) -> str:
-    """What the server wrote, at most 16 384 characters of it."""
-    return body.decode("utf-8", "replace")[:16_384]
 
 
 def printable(text: str) -> str:

@@ -196,8 +196,6 @@ class Transport:
                 f"did not answer {resource} within {self._issuer.timeout:g} seconds.",
                 resource,
             ) from error
-        except httpx.InvalidURL as error:
-            raise problems.malformed(self.name, resource, "with a URL that is none") from error
         except httpx.HTTPError as error:
             raise self._translated(error, resource) from error
         self._keep_nonce(response.headers)

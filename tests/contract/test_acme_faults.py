@@ -5,8 +5,6 @@ import base64
 import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from tests.pebble import HttpsIdentity, SoftKey, https_identity
 
 TNAUTHLIST = bytes.fromhex("3008a006160431323334")  # SPC 1234
 CSR = SoftKey().csr()
+LONG = "https://ca.example/" + "x" * 2048
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +125,7 @@ async def test_an_x5u_nobody_may_fetch_is_none(ca: HostileCa, acme: Acme, x5u: s
     assert (await acme.collect(ca.url("order"))).x5u == ""
 
 
-async def test_validity_is_asked_for_in_rfc_3339_and_replaces_only_where_there_is_ari(
+async def test_validity_is_asked_for_in_rfc_3339_and_replaces_not_without_ari(
     ca: HostileCa, acme: Acme
 ) -> None:
     await acme.new_order(TNAUTHLIST, not_before=0, not_after=1_900_000_000, replaces="aki.serial")
@@ -134,6 +133,15 @@ async def test_validity_is_asked_for_in_rfc_3339_and_replaces_only_where_there_i
     assert order.payload["notBefore"] == "1970-01-01T00:00:00Z"
     assert order.payload["notAfter"] == "2030-03-17T17:46:40Z"
     assert "replaces" not in order.payload
+
+
+async def test_an_order_replaces_an_old_certificate_where_there_is_ari(
+    ca: HostileCa, acme: Acme
+) -> None:
+    names = ("newNonce", "newAccount", "newOrder", "renewalInfo")
+    ca.fails("directory", told({name: ca.url(name) for name in names}))
+    await acme.new_order(TNAUTHLIST, replaces="aki.serial")
+    assert ca.asked("newOrder")[0].payload["replaces"] == "aki.serial"
 
 
 # Repeating.
@@ -328,9 +336,32 @@ async def test_a_deactivated_account_is_not_used(ca: HostileCa, acme: Acme) -> N
 
 
 async def test_what_the_directory_lacks_is_not_offered(ca: HostileCa, acme: Acme) -> None:
-    with pytest.raises(PeerRefused) as refused:
+    names = ("newNonce", "newAccount", "newOrder")
+    ca.fails("directory", told({name: ca.url(name) for name in names}))
+    with pytest.raises(PeerRefused, match="keyChange") as refused:
         await acme.roll_key(SoftKey())
     assert refused.value.reason == "ACME_NOT_OFFERED"
+    with pytest.raises(PeerRefused, match="revokeCert"):
+        await acme.revoke(b"", 0)
+
+
+async def test_a_key_that_may_not_be_rolled_to_stays_out(ca: HostileCa, acme: Acme) -> None:
+    await acme.ensure_account()
+    ca.fails("keyChange", problem("badPublicKey", 400, "weak"))
+    ca.fails("newAccount", problem("accountDoesNotExist"))
+    with pytest.raises(PeerRefused, match="weak") as refused:
+        await acme.roll_key(SoftKey())
+    assert refused.value.reason == "ACME_BAD_PUBLIC_KEY"
+    assert ca.asked("newAccount")[1].payload == {"onlyReturnExisting": True}
+
+
+async def test_revocation_by_account_says_which_certificate_and_why(
+    ca: HostileCa, acme: Acme
+) -> None:
+    ca.fails("revokeCert", Reply(200), problem("alreadyRevoked"))
+    await acme.revoke(b"DER", 4)
+    await acme.revoke(b"DER", 4)
+    assert ca.asked("revokeCert")[0].payload == {"certificate": b64url(b"DER"), "reason": 4}
 
 
 # Waiting.
@@ -385,35 +416,6 @@ async def test_an_order_that_never_ends_is_left_after_the_limit(
     assert len(ca.asked("order")) == 2
 
 
-NOW = datetime(2026, 7, 1, 12, tzinfo=UTC)
-
-
-@pytest.mark.parametrize(
-    ("headers", "seconds"),
-    [
-        ({}, None),
-        ({"retry-after": "0"}, 0.0),
-        ({"retry-after": "7"}, 7.0),
-        ({"retry-after": "9" * 400}, 86400.0),
-        ({"retry-after": "-5"}, None),
-        ({"retry-after": "soon"}, None),
-        ({"retry-after": "²"}, None),
-        ({"retry-after": format_datetime(NOW + timedelta(seconds=90), usegmt=True)}, 90.0),
-        ({"retry-after": format_datetime(NOW - timedelta(seconds=90), usegmt=True)}, 0.0),
-        ({"retry-after": format_datetime(NOW + timedelta(days=400), usegmt=True)}, 86400.0),
-        (
-            {
-                "retry-after": format_datetime(NOW + timedelta(hours=1, seconds=30), usegmt=True),
-                "date": format_datetime(NOW + timedelta(hours=1), usegmt=True),
-            },
-            30.0,
-        ),
-    ],
-)
-def test_retry_after_in_all_its_forms(headers: dict[str, str], seconds: float | None) -> None:
-    assert problems.retry_after(headers, NOW.timestamp()) == seconds
-
-
 # Answers that are none.
 
 
@@ -446,7 +448,18 @@ async def test_an_answer_that_makes_no_sense_is_refused(
 
 
 @pytest.mark.parametrize(
-    "location", [None, "", "/order", "http://127.0.0.1/order", "https://u:p@ca/", "https://[", "x"]
+    "location",
+    [
+        None,
+        "",
+        "/order",
+        "http://127.0.0.1/order",
+        "https://u:p@ca/",
+        "https://[",
+        "https://",
+        "x",
+        LONG,
+    ],
 )
 async def test_an_order_without_an_https_url_is_refused(
     ca: HostileCa, acme: Acme, location: str | None
