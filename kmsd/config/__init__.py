@@ -1,0 +1,13 @@
+"""kmsd.toml and the secrets it points to: read, checked as a whole, and made definite.
+
+`load` gives a configuration in which every path is absolute and every default is filled in,
+or says everything that is wrong with the file at once. What the configuration points at
+(files, hosts, the HSM) is not touched here: that is `kmsd check`. The settings themselves
+are in `settings`.
+"""
+
+from kmsd.config.reading import LIMIT, InvalidConfiguration, load
+from kmsd.config.rules import warnings
+from kmsd.config.secrets import secret
+
+__all__ = ["LIMIT", "InvalidConfiguration", "load", "secret", "warnings"]
