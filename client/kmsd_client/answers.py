@@ -1,0 +1,119 @@
+"""What comes back: signatures, and what is heard about credentials.
+
+Not here: refusals, which are errors (`kmsd_client.errors`).
+"""
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from kmsapi.v1 import signing_pb2 as pb
+
+from kmsd_client.errors import SigningError
+from kmsd_client.refusals import error_of_refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """A signature; `str(signed)` is the Identity header value.
+
+    identity: complete value of the SIP Identity header field (RFC 8224 section 4). Not in the
+        repr, because a whole signature has no business in a log.
+    origid: the claim `origid` as signed, for traceback and call records; "" unless shaken.
+    epoch: version of the keyring it was signed under; one for a whole frame.
+    """
+
+    identity: str = field(repr=False)
+    origid: str
+    epoch: int
+
+    def __str__(self) -> str:
+        return self.identity
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveCredential:
+    """A profile signs with this from now on; all public.
+
+    profile: its name. spc: service provider code in the certificate's TNAuthList (RFC 8226).
+    credential: id, 16 hex digits. x5u: URL of the chain, as in the header of what is signed.
+    spki_sha256: SHA-256 of the DER SubjectPublicKeyInfo, lower-case hex.
+    not_before, not_after: certificate validity, seconds since 1970-01-01 UTC.
+    epoch: version of the keyring; of no account when two are compared.
+    """
+
+    profile: str
+    spc: str
+    credential: str
+    x5u: str
+    spki_sha256: str
+    not_before: int
+    not_after: int
+    epoch: int = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """A profile cannot sign any more."""
+
+    profile: str
+    epoch: int = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """All that is known now was told; what follows are changes. Comes again after a reconnect."""
+
+    epoch: int
+
+
+CredentialChange: TypeAlias = ActiveCredential | Withdrawn | Synced
+
+
+def results_of(request: pb.SignRequest, response: pb.SignResponse) -> list[Signed | SigningError]:
+    """One outcome for each PASSporT of the request, in its order.
+
+    Raises the refusal of the whole frame, and SigningError "BAD_ANSWER" for an answer that
+    does not fit the request: rather no signature than somebody else's.
+    """
+    if response.HasField("refusal"):
+        raise error_of_refusal(response.refusal)
+    if response.sequence != request.sequence or len(response.results) != len(request.passports):
+        raise _bad_answer("The signer's answer does not fit the request.")
+    return [_outcome(result, response.epoch) for result in response.results]
+
+
+def change_of(event: pb.CredentialEvent) -> CredentialChange | None:
+    """One event of a watch; None for a kind that this version does not know."""
+    match event.WhichOneof("event"):
+        case "active":
+            active = event.active
+            return ActiveCredential(
+                active.profile,
+                active.spc,
+                active.credential,
+                active.x5u,
+                active.spki_sha256,
+                active.not_before,
+                active.not_after,
+                event.epoch,
+            )
+        case "withdrawn":
+            return Withdrawn(event.withdrawn, event.epoch)
+        case "synced":
+            return Synced(event.epoch)
+        case None:
+            return None
+
+
+def _outcome(result: pb.SignResult, epoch: int) -> Signed | SigningError:
+    match result.WhichOneof("outcome"):
+        case "signed" if result.signed.identity:
+            return Signed(result.signed.identity, result.signed.origid, epoch)
+        case "refusal":
+            return error_of_refusal(result.refusal)
+        case _:
+            return _bad_answer("The signer's answer holds neither signature nor refusal.")
+
+
+def _bad_answer(message: str) -> SigningError:
+    return SigningError("BAD_ANSWER", message)

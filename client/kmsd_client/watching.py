@@ -1,0 +1,98 @@
+"""Following the credentials that profiles sign with, across reconnects.
+
+Each stream of the signer begins with a snapshot. Read against what was told before, a second
+snapshot becomes what it means to the reader: what changed meanwhile, and what is gone.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncGenerator, Sequence
+from typing import Final
+
+import grpc
+from kmsapi.v1 import signing_pb2 as pb
+
+from kmsd_client.answers import ActiveCredential, CredentialChange, Synced, Withdrawn, change_of
+from kmsd_client.connections import Connections
+from kmsd_client.errors import Refused
+from kmsd_client.refusals import error_of_call
+
+FIRST_WAIT: Final = 0.1
+LONGEST_WAIT: Final = 5.0
+"""Seconds between attempts to reconnect: doubled each time, with jitter."""
+
+
+async def watch(
+    connections: Connections, profiles: Sequence[str], within: float
+) -> AsyncGenerator[CredentialChange, None]:
+    """As `AsyncClient.watch`; within: seconds for each attempt to choose a signer.
+
+    Never ends by itself; returns when the client is closed. Raises Refused and Denied.
+    """
+    request = pb.WatchCredentialsRequest(profiles=profiles)
+    told: dict[str, ActiveCredential | Withdrawn] = {}
+    wait = FIRST_WAIT
+    while True:
+        stream, retry_after = Resync(told), 0.0
+        call = await connections.watch(request, within)
+        if call is None:
+            return
+        try:
+            async for event in call:
+                for change in stream.changes(change_of(event)):
+                    if isinstance(change, Synced):
+                        wait = FIRST_WAIT
+                    yield change
+        except grpc.aio.AioRpcError as failed:
+            error = error_of_call(failed)
+            if isinstance(error, Refused):
+                raise error from failed
+            retry_after = error.retry_after
+            logging.getLogger("kmsd_client").warning(
+                "watch interrupted reason=%s wait=%.1f", error.reason, max(wait, retry_after)
+            )
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if connections.closed.is_set() and task is not None and not task.cancelling():
+                return
+            raise
+        finally:
+            call.cancel()
+        jitter = random.uniform(0.5, 1.0)  # noqa: S311 - spreads reconnects, hides nothing
+        try:
+            async with asyncio.timeout(max(wait * jitter, retry_after)):
+                await connections.closed.wait()
+                return
+        except TimeoutError:
+            wait = min(2 * wait, LONGEST_WAIT)
+
+
+class Resync:
+    """Turns what one stream says into what is new to the reader.
+
+    told: what the reader knows of each profile, brought up to date here.
+    """
+
+    def __init__(self, told: dict[str, ActiveCredential | Withdrawn]) -> None:
+        self._told = told
+        self._missing = {
+            name for name, known in told.items() if isinstance(known, ActiveCredential)
+        }
+
+    def changes(self, change: CredentialChange | None) -> list[CredentialChange]:
+        """What to tell the reader, in order; nothing when it is known already."""
+        match change:
+            case ActiveCredential(profile=profile) | Withdrawn(profile=profile):
+                self._missing.discard(profile)
+                if self._told.get(profile) == change:
+                    return []
+                self._told[profile] = change
+                return [change]
+            case Synced(epoch=epoch):
+                gone = [Withdrawn(profile, epoch) for profile in sorted(self._missing)]
+                self._told.update({withdrawn.profile: withdrawn for withdrawn in gone})
+                self._missing.clear()
+                return [*gone, change]
+            case None:
+                return []
