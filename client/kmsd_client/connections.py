@@ -39,6 +39,8 @@ OPTIONS: Final[tuple[tuple[str, str | int], ...]] = (
     # silence after 5 minutes, which is the most often a server allows by default.
     ("grpc.keepalive_time_ms", 300_000),
     ("grpc.keepalive_timeout_ms", 5_000),
+    # A signer is on our own network: what the environment says of proxies is not about it.
+    ("grpc.enable_http_proxy", 0),
     # A TCP connection of its own for each channel, not one that all clients of a process share.
     ("grpc.use_local_subchannel_pool", 1),
 )
@@ -204,9 +206,7 @@ class Connections:
             # gRPC cancels the call, which looks as if this task had been cancelled.
             task = asyncio.current_task()
             if self.closed.is_set() and task is not None and not task.cancelling():
-                raise Unavailable(
-                    "CLOSED", "The client was closed before the answer."
-                ) from None
+                raise Unavailable("CLOSED", "The client was closed before the answer.") from None
             raise
         finally:
             self._requests -= 1
