@@ -89,7 +89,7 @@ def seen(run: Path) -> list[Seen]:
     return sorted(found, key=lambda one: one.acknowledgement.index)
 
 
-_LENGTH = 512
+_LENGTH = 4096
 
 
 def _locked(descriptor: int) -> bool:

@@ -1,0 +1,270 @@
+"""The Admin service: what kmsctl asks of the keeper. No decision is made here."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import structlog
+from kmsapi.v1 import admin_pb2 as pb
+from kmsapi.v1 import admin_pb2_grpc
+
+from kmsd import __version__, certs
+from kmsd.alarms import alarms
+from kmsd.anchors import Anchors
+from kmsd.answers import abort
+from kmsd.counterparts import Counterparts
+from kmsd.enrollment import certificate_of
+from kmsd.errors import Invalid, KmsdError, NotFound, Precondition
+from kmsd.hsmthread import HsmThread
+from kmsd.keeper import Keeper, News
+from kmsd.model import Active, Credential, Destroyed, Failed, Revocation
+from kmsd.presence import seen
+from kmsd.settings import Configuration
+from kmsd.store import Store
+from kmsd.switch import Switch
+from kmsd.views import (
+    credential_message,
+    done,
+    profile_message,
+    signer_message,
+)
+
+SERVICE = pb.DESCRIPTOR.services_by_name["Admin"].full_name
+REVOCATION_REASONS = frozenset({0, 1, 3, 4, 5})
+"""RFC 5280 section 5.3.1 codes that a subscriber may give."""
+Context = grpc.aio.ServicerContext[Any, Any]
+
+log = structlog.get_logger()
+
+
+class Admin(admin_pb2_grpc.AdminServicer):
+    """One keeper's service. Whoever reaches its socket is an operator."""
+
+    def __init__(
+        self,
+        configuration: Configuration,
+        store: Store,
+        keeper: Keeper,
+        hsm: HsmThread,
+        anchors: Anchors,
+        counterparts: Counterparts,
+        switch: Switch,
+        clock: Callable[[], int],
+    ) -> None:
+        self._configuration = configuration
+        self._store = store
+        self._keeper = keeper
+        self._hsm = hsm
+        self._anchors = anchors
+        self._counterparts = counterparts
+        self._switch = switch
+        self._clock = clock
+        self._started = clock()
+
+    async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.Status:
+        try:
+            return await self._status()
+        except KmsdError as error:
+            await abort(context, error)
+
+    async def ListProfiles(
+        self, request: pb.ListProfilesRequest, context: Context
+    ) -> pb.ListProfilesResponse:
+        try:
+            return pb.ListProfilesResponse(profiles=await self._profiles())
+        except KmsdError as error:
+            await abort(context, error)
+
+    async def ListCredentials(
+        self, request: pb.ListCredentialsRequest, context: Context
+    ) -> pb.ListCredentialsResponse:
+        try:
+            found = await asyncio.to_thread(
+                self._store.credentials,
+                request.profile or None,
+                include_destroyed=request.include_destroyed,
+            )
+        except KmsdError as error:
+            await abort(context, error)
+        return pb.ListCredentialsResponse(credentials=map(credential_message, found))
+
+    async def GetCredential(
+        self, request: pb.GetCredentialRequest, context: Context
+    ) -> pb.Credential:
+        try:
+            return credential_message(await self._find(request.credential), full=True)
+        except KmsdError as error:
+            await abort(context, error)
+
+    async def Enroll(
+        self, request: pb.EnrollRequest, context: Context
+    ) -> AsyncIterator[pb.Progress]:
+        try:
+            credential = await self._keeper.begin(request.profile, rotate=False)
+        except KmsdError as error:
+            await abort(context, error)
+        async for progress in self._progress(credential):
+            yield progress
+
+    async def Rotate(
+        self, request: pb.RotateRequest, context: Context
+    ) -> AsyncIterator[pb.Progress]:
+        try:
+            credential = await self._keeper.begin(request.profile, rotate=True)
+        except KmsdError as error:
+            await abort(context, error)
+        async for progress in self._progress(credential):
+            yield progress
+
+    async def Revoke(self, request: pb.RevokeRequest, context: Context) -> pb.Credential:
+        try:
+            return credential_message(await self._revoke(request))
+        except KmsdError as error:
+            log.warning("revoke_refused", credential=request.credential, reason=error.reason)
+            await abort(context, error)
+
+    async def Destroy(self, request: pb.DestroyRequest, context: Context) -> pb.Credential:
+        try:
+            credential = await self._find(request.credential)
+            return credential_message(await self._keeper.schedule_destroy(credential))
+        except KmsdError as error:
+            await abort(context, error)
+
+    async def Restore(self, request: pb.RestoreRequest, context: Context) -> pb.Credential:
+        try:
+            credential = await self._find(request.credential)
+            return credential_message(await self._keeper.restore(credential))
+        except KmsdError as error:
+            await abort(context, error)
+
+    async def GetTrust(self, request: pb.GetTrustRequest, context: Context) -> pb.Trust:
+        try:
+            name = self._authority(request.authority)
+            material = await self._anchors.material(name)
+        except KmsdError as error:
+            await abort(context, error)
+        crl = material.crl.der if material.crl else b""
+        return pb.Trust(authority=name, roots=material.trust_list.roots, crl=crl)
+
+    async def _progress(self, credential: Credential) -> AsyncIterator[pb.Progress]:
+        async for news in self._keeper.news(credential):
+            yield _progress(news)
+
+    async def _find(self, prefix: str) -> Credential:
+        return await asyncio.to_thread(self._store.find, prefix)
+
+    async def _revoke(self, request: pb.RevokeRequest) -> Credential:
+        if request.reason not in REVOCATION_REASONS:
+            raise Invalid(
+                "REVOCATION_REASON_INVALID",
+                f"{request.reason} is not a reason a subscriber can give.",
+                next_step="0 unspecified, 1 keyCompromise, 3 affiliationChanged, 4 superseded "
+                "or 5 cessationOfOperation (RFC 5280 section 5.3.1).",
+            )
+        credential = await self._find(request.credential)
+        certificate = certificate_of(credential.state)
+        if certificate is None:
+            raise Precondition(
+                "CREDENTIAL_STATE",
+                f"Credential {credential.id} has no certificate to revoke.",
+                credential=credential.id,
+            )
+        if isinstance(credential.state, Active) and not request.even_if_active:
+            raise Precondition(
+                "CREDENTIAL_ACTIVE",
+                f"Profile {credential.profile} signs with this credential.",
+                next_step=f"First `kmsctl rotate {credential.profile}`, or add --even-if-active: "
+                "signing for the profile then stops.",
+                credential=credential.id,
+            )
+        if credential.revocation is not None:
+            return credential
+        leaf = certs.leaf_der(certificate.chain)
+        async with self._counterparts.issuer(credential.profile, certificate.issuer) as (acme, _):
+            await acme.revoke(leaf, request.reason)
+        return await self._keeper.revoked(credential, Revocation(self._clock(), request.reason))
+
+    def _authority(self, name: str) -> str:
+        names = list(self._configuration.authorities)
+        if not name and len(names) == 1:
+            return names[0]
+        if name not in names:
+            raise NotFound(
+                "AUTHORITY_UNKNOWN",
+                f"There is no authority {name!r} in the configuration.",
+                next_step=f"There are: {', '.join(names)}.",
+            )
+        return name
+
+    async def _profiles(self) -> list[pb.Profile]:
+        credentials = await asyncio.to_thread(self._store.credentials)
+        return [
+            profile_message(name, profile, (c for c in credentials if c.profile == name))
+            for name, profile in sorted(self._configuration.profiles.items())
+        ]
+
+    async def _status(self) -> pb.Status:
+        now = self._clock()
+        signers = seen(Path(self._configuration.run))
+        status = pb.Status(
+            version=__version__,
+            now=now,
+            started_at=self._started,
+            hsm=await self._hsm_status(),
+            epoch=self._switch.epoch,
+            signers=map(signer_message, signers),
+            trust=[await self._trust(name) for name in self._configuration.authorities],
+            profiles=await self._profiles(),
+        )
+        status.alarms.extend(alarms(status, signers))
+        return status
+
+    async def _hsm_status(self) -> pb.HsmStatus:
+        message = pb.HsmStatus(token=self._configuration.hsm.token)
+        try:
+            info, inventory = await self._hsm(lambda hsm: (hsm.info, hsm.inventory()))
+        except KmsdError as error:
+            message.trouble = str(error)
+            return message
+        message.usable = True
+        message.serial = info.serial
+        message.module = info.module
+        credentials = await asyncio.to_thread(self._store.credentials)
+        accounts = await asyncio.to_thread(self._store.accounts)
+        known = {one.key_id for one in (*credentials, *accounts)}
+        message.keys = len(inventory.ours & known)
+        message.foreign_objects = inventory.foreign + len(inventory.ours - known)
+        return message
+
+    async def _trust(self, name: str) -> pb.TrustStatus:
+        message = pb.TrustStatus(authority=name)
+        if (trusted := await asyncio.to_thread(self._store.trust_list, name)) is not None:
+            message.sequence = trusted.sequence
+            message.roots = len(trusted.roots)
+            message.list_fetched_at = trusted.fetched_at
+            message.list_expires_at = trusted.expires
+        if (crl := await asyncio.to_thread(self._store.revocation_list, name)) is not None:
+            message.crl_number = crl.number
+            message.crl_fetched_at = crl.fetched_at
+            message.crl_next_update = crl.next_update
+        if (trouble := self._anchors.trouble.get(name)) is not None:
+            message.trouble = str(trouble)
+        return message
+
+
+def _progress(news: News) -> pb.Progress:
+    credential = news.credential
+    ended = isinstance(credential.state, Active | Failed | Destroyed)
+    message = done(credential)
+    if credential.trouble is not None:
+        pause = max(0, credential.trouble.retry_at - news.at)
+        message = f"{credential.trouble.message} It is tried again in {pause} s."
+    return pb.Progress(
+        at=news.at,
+        credential=credential_message(credential),
+        message=message,
+        done=ended,
+        reason=news.reason,
+    )

@@ -1,0 +1,86 @@
+"""What a person must know, derived from the status each time it is asked for.
+
+An alarm with a next step needs a person; one without heals by itself.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from kmsapi.v1 import admin_pb2 as pb
+
+from kmsd.presence import Seen
+
+
+def alarms(status: pb.Status, signers: Sequence[Seen]) -> Iterator[pb.Alarm]:
+    """The alarms of a status, worst first as far as one can tell."""
+    if not status.hsm.usable:
+        yield _alarm("HSM_NOT_USABLE", "hsm", status.hsm.trouble, "Run `kmsd check` here.")
+    for one in signers:
+        yield from _signer(one, status.epoch)
+    for profile in status.profiles:
+        yield from _profile(profile, status.now)
+    for trust in status.trust:
+        if trust.trouble:
+            yield _alarm("TRUST_REFRESH_FAILED", trust.authority, trust.trouble)
+        elif trust.list_expires_at and trust.list_expires_at <= status.now:
+            yield _alarm(
+                "TRUST_LIST_EXPIRED",
+                trust.authority,
+                f"The list of trusted STI-CAs of {trust.authority} has expired.",
+                since=trust.list_expires_at,
+            )
+
+
+def _signer(one: Seen, epoch: int) -> Iterator[pb.Alarm]:
+    said = one.acknowledgement
+    subject = f"signer {said.index}"
+    if not one.alive:
+        yield _alarm(
+            "SIGNER_DOWN",
+            subject,
+            f"Signer {said.index} does not run.",
+            f"systemctl restart kmsd-signer@{said.index}",
+            said.at,
+        )
+    elif said.trouble:
+        yield _alarm("SIGNER_TROUBLE", subject, said.trouble, "Run `kmsd check` here.", said.at)
+    elif said.epoch < epoch:
+        text = f"Signer {said.index} signs under epoch {said.epoch}, not {epoch}."
+        yield _alarm("SIGNER_BEHIND", subject, text, since=said.at)
+
+
+def _profile(profile: pb.Profile, now: int) -> Iterator[pb.Alarm]:
+    name, active, coming = profile.name, profile.active, profile.coming
+    if profile.HasField("coming") and coming.trouble_reason:
+        yield _alarm(coming.trouble_reason, name, coming.trouble, coming.next_step)
+    if not profile.HasField("active"):
+        if not profile.HasField("coming"):
+            yield _alarm(
+                "PROFILE_NOT_ACTIVE",
+                name,
+                f"Profile {name} cannot sign: it has no active credential.",
+                f"kmsctl enroll {name}",
+            )
+    elif active.not_after <= now:
+        yield _alarm(
+            "CREDENTIAL_EXPIRED",
+            name,
+            f"The certificate of {name} has expired: its calls are not signed.",
+            f"kmsctl rotate {name}",
+            active.not_after,
+        )
+    elif now - profile.next_step_at > active.not_after - now and profile.next_step == "renew":
+        yield _alarm(
+            "CREDENTIAL_EXPIRES",
+            name,
+            f"The certificate of {name} should have been renewed and expires soon.",
+            f"kmsctl credentials --profile {name}",
+            profile.next_step_at,
+        )
+
+
+def _alarm(
+    reason: str, subject: str, message: str, next_step: str = "", since: int = 0
+) -> pb.Alarm:
+    return pb.Alarm(
+        reason=reason, subject=subject, message=message, next_step=next_step, since=since
+    )

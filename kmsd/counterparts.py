@@ -1,0 +1,111 @@
+"""The STI-PAs and STI-CAs the keeper talks to, each with the secrets and keys it needs.
+
+An ACME account belongs to one profile at one STI-CA, and its key is in the HSM, made for that
+alone: it never signs a PASSporT, and a PASSporT key never signs for an account.
+"""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from kmsd import jose
+from kmsd.acme.client import Acme
+from kmsd.authority import Authority
+from kmsd.config import secret
+from kmsd.errors import Misconfigured
+from kmsd.hsm import Hsm, new_key_id
+from kmsd.hsmthread import HsmThread
+from kmsd.model import Account
+from kmsd.settings import Configuration
+from kmsd.store import Store
+
+
+class HsmKey:
+    """A key in the HSM that signs ES256 (a JWS of an account, or a revocation by a certificate).
+
+    public_key: DER SubjectPublicKeyInfo.
+    """
+
+    def __init__(self, hsm: HsmThread, key_id: str, public_key: bytes) -> None:
+        self._hsm = hsm
+        self._key_id = key_id
+        self.public_key = public_key
+
+    async def sign(self, data: bytes) -> bytes:
+        """64 bytes r||s over SHA-256 of `data`."""
+        return await self._hsm(Hsm.sign, self._key_id, hashlib.sha256(data).digest())
+
+
+class Counterparts:
+    """Opened once by the keeper; sessions to STI-PAs stay open, those to STI-CAs are per step."""
+
+    def __init__(self, configuration: Configuration, store: Store, hsm: HsmThread) -> None:
+        self._configuration = configuration
+        self._store = store
+        self._hsm = hsm
+        self._authorities: dict[str, Authority] = {}
+        self._opened = AsyncExitStack()
+        self._turn = asyncio.Lock()
+
+    async def open(self) -> None:
+        """Reads the secrets and roots of every authority. Raises Misconfigured."""
+        for name, settings in self._configuration.authorities.items():
+            password = secret(settings.password, f"authorities.{name}.password")
+            root = await asyncio.to_thread(Path(settings.root).read_text)
+            authority = Authority(name, settings, password=password, root_pem=root)
+            self._authorities[name] = await self._opened.enter_async_context(authority)
+
+    async def close(self) -> None:
+        await self._opened.aclose()
+
+    def authority(self, name: str) -> Authority:
+        """The STI-PA called `name` in the configuration."""
+        return self._authorities[name]
+
+    @asynccontextmanager
+    async def issuer(self, profile: str, name: str) -> AsyncIterator[tuple[Acme, Account]]:
+        """The STI-CA called `name`, with the profile's account there made and stored."""
+        settings = self._configuration.issuers.get(name)
+        if settings is None:
+            raise Misconfigured(
+                "ISSUER_UNKNOWN",
+                f"There is no STI-CA {name!r} in the configuration any more.",
+                next_step="Put it back, or destroy the credential and enroll anew.",
+            )
+        account = await self.account(profile, name)
+        assert account.birth is not None  # noqa: S101  account() made the key
+        mac = ""
+        if settings.eab_mac_key:
+            mac = secret(settings.eab_mac_key, f"issuers.{name}.eab_mac_key")
+        key = HsmKey(self._hsm, account.key_id, account.birth.public_key)
+        async with Acme(
+            name,
+            settings,
+            key,
+            account_url=account.url,
+            mac_key=jose.b64url_decode(mac) if mac else None,
+        ) as acme:
+            url = await acme.ensure_account()
+            if url != account.url:
+                account = replace(account, url=url)
+                await asyncio.to_thread(self._store.save_account, account)
+            yield acme, account
+
+    async def account(self, profile: str, issuer: str) -> Account:
+        """The account with its key made; its CKA_ID is stored before the key exists."""
+        async with self._turn:
+            account = await asyncio.to_thread(self._store.account, profile, issuer)
+            if account is None:
+                account = Account(profile, issuer, new_key_id())
+                await asyncio.to_thread(self._store.save_account, account)
+            if account.birth is None:
+                label = f"kmsd account {profile} {issuer}"
+                birth = await self._hsm(Hsm.generate, account.key_id, label, int(time.time()))
+                account = replace(account, birth=birth)
+                await asyncio.to_thread(self._store.save_account, account)
+            return account

@@ -1,0 +1,99 @@
+"""The keeper process: construct, inject, run.
+
+The only process that writes keys, talks to STI-PAs and STI-CAs, and changes state. It starts
+while the HSM, the STI-PA or an STI-CA is absent and goes on when they come.
+"""
+
+import asyncio
+import os
+import signal
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import structlog
+from kmsapi.v1 import admin_pb2_grpc
+
+from kmsd.admin import SERVICE, Admin
+from kmsd.anchors import CRL_EVERY, Anchors
+from kmsd.counterparts import Counterparts
+from kmsd.hsmthread import HsmThread
+from kmsd.keeper import Keeper
+from kmsd.listen import Listener
+from kmsd.repository import Repository
+from kmsd.settings import Configuration
+from kmsd.steps import Steps, clock
+from kmsd.store import Store
+from kmsd.switch import Switch
+
+REFRESH_EVERY = min(CRL_EVERY, 300)
+"""Seconds between two looks at whether trust material is due."""
+
+log = structlog.get_logger()
+
+
+async def run(configuration: Configuration) -> int:
+    """Serves until SIGTERM or SIGINT; gives the process's exit status."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    run_folder = Path(configuration.run)
+    async with AsyncExitStack() as opened:
+        store = await asyncio.to_thread(Store.open, configuration.store.url)
+        opened.callback(store.close)
+        opened.enter_context(store.acting(configuration.hsm.token))
+        hsm = HsmThread(configuration.hsm, run_folder)
+        opened.push_async_callback(hsm.close)
+        counterparts = Counterparts(configuration, store, hsm)
+        await counterparts.open()
+        opened.push_async_callback(counterparts.close)
+        repository = Repository(configuration.repository)
+        anchors = Anchors(store, counterparts, clock)
+        switch = Switch(store, Path(configuration.keyring), run_folder)
+        steps = Steps(configuration, hsm, counterparts, anchors, repository, switch, clock)
+        keeper = Keeper(configuration, store, steps, switch, clock)
+        admin = Admin(configuration, store, keeper, hsm, anchors, counterparts, switch, clock)
+
+        listener = Listener([SERVICE], share_port=False)
+        admin_pb2_grpc.add_AdminServicer_to_server(admin, listener.server)
+        _bind(listener, configuration)
+        await listener.set_serving(True)
+        await listener.server.start()
+        opened.push_async_callback(listener.server.stop, 1.0)
+        log.info(
+            "keeping", address=configuration.keeper.listen, profiles=len(configuration.profiles)
+        )
+
+        work = [
+            asyncio.create_task(keeper.run()),
+            asyncio.create_task(_refresh(anchors, configuration)),
+            asyncio.create_task(stopped.wait()),
+        ]
+        finished, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
+        for task in work:
+            task.cancel()
+        await asyncio.gather(*work, return_exceptions=True)
+        for task in finished:
+            task.result()
+    log.info("stopped")
+    return 0
+
+
+def _bind(listener: Listener, configuration: Configuration) -> None:
+    address = configuration.keeper.listen
+    path = Path(address.removeprefix("unix:"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)  # of a keeper that was killed; a live one holds the store's lock
+    mask = os.umask(0o117)
+    try:
+        listener.bind(address, None)
+    finally:
+        os.umask(mask)
+    path.chmod(int(configuration.keeper.socket_mode, 8))
+
+
+async def _refresh(anchors: Anchors, configuration: Configuration) -> None:
+    while True:
+        for name in configuration.authorities:
+            await anchors.refresh(name)
+        await asyncio.sleep(REFRESH_EVERY)

@@ -1,0 +1,117 @@
+"""The switch: key, chain and x5u of profiles change together, in every signer, under one epoch.
+
+Writes the keyring and waits until every live signer of the host has acknowledged the epoch. The
+store says what should be; the keyring is brought in line with it when the keeper starts.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from kmsd.errors import Unavailable
+from kmsd.keyring import Entry, KeyringWriter
+from kmsd.model import Active, Credential, Published
+from kmsd.presence import seen
+from kmsd.store import Store
+
+ACKNOWLEDGED_WITHIN = 10.0
+"""Seconds a live signer has to follow; it looks many times a second."""
+
+
+class Switch:
+    """The keeper's hand on the keyring."""
+
+    def __init__(self, store: Store, folder: Path, run: Path) -> None:
+        self._store = store
+        self._run = run
+        self._writer = KeyringWriter(folder)
+        self._turn = asyncio.Lock()
+
+    @property
+    def epoch(self) -> int:
+        """The newest epoch written."""
+        return self._writer.epoch
+
+    async def activate(self, credential: Credential) -> int:
+        """Switches the credential's profile to it; gives the epoch once every signer follows.
+
+        Raises Unavailable: keyring not written (all is as before), or SIGNER_BEHIND (the switch
+        is made, a signer has not followed yet: asking again waits for it).
+        """
+        entry = entry_of(credential)
+        if self._writer.entries.get(entry.profile) != entry:
+            await self._write([entry], [])
+        epoch = self._writer.epoch
+        await self._acknowledged(epoch)
+        return epoch
+
+    async def withdraw(self, profile: str) -> None:
+        """No signer signs for `profile` any more."""
+        if profile in self._writer.entries:
+            await self._write([], [profile])
+            await self._acknowledged(self._writer.epoch)
+
+    async def reconcile(self, credentials: Iterable[Credential]) -> None:
+        """Brings the keyring in line with the store: after a crash, a restore, a new host.
+
+        A published credential that is in the keyring already was about to become active when the
+        keeper died: it stays, and the machine finishes that step.
+        """
+        wanted: dict[str, Entry] = {}
+        for credential in credentials:
+            match credential.state:
+                case Active():
+                    wanted.setdefault(credential.profile, entry_of(credential))
+                case Published():
+                    entry = entry_of(credential)
+                    if self._writer.entries.get(credential.profile) == entry:
+                        wanted[credential.profile] = entry
+                case _:
+                    pass
+        present = self._writer.entries
+        changed = [entry for profile, entry in wanted.items() if present.get(profile) != entry]
+        gone = [profile for profile in present if profile not in wanted]
+        if changed or gone:
+            await self._write(changed, gone)
+
+    async def _write(self, entries: list[Entry], gone: list[str]) -> None:
+        async with self._turn:
+            epoch = await asyncio.to_thread(self._store.next_epoch, after=self._writer.epoch)
+            await asyncio.to_thread(self._writer.switch, epoch, entries, gone)
+
+    async def _acknowledged(self, epoch: int) -> None:
+        deadline = time.monotonic() + ACKNOWLEDGED_WITHIN
+        while True:
+            behind = [
+                one.acknowledgement.index
+                for one in seen(self._run)
+                if one.alive and one.acknowledgement.epoch < epoch
+            ]
+            if not behind:
+                return
+            if time.monotonic() > deadline:
+                numbers = ", ".join(map(str, behind))
+                raise Unavailable(
+                    "SIGNER_BEHIND",
+                    f"Signer {numbers} has not followed to epoch {epoch}.",
+                    next_step="See why with `kmsctl status`; a restarted signer follows at once.",
+                )
+            await asyncio.sleep(0.02)
+
+
+def entry_of(credential: Credential) -> Entry:
+    """What signers need to know of a published or active credential."""
+    state = credential.state
+    if not isinstance(state, Published | Active):
+        raise ValueError(f"a {type(state).__name__} credential cannot sign")
+    return Entry(
+        profile=credential.profile,
+        spc=credential.spc,
+        credential=credential.id,
+        key_id=credential.key_id,
+        spki_sha256=state.certificate.spki_sha256,
+        x5u=state.x5u,
+        not_before=state.certificate.not_before,
+        not_after=state.certificate.not_after,
+    )

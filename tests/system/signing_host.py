@@ -1,0 +1,140 @@
+"""A signing host of which only the signer runs: a real token, real mutual TLS, and a keyring
+written by the test in the keeper's place.
+"""
+
+import datetime
+import hashlib
+import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from subprocess import Popen
+
+from kmsd import settings
+from kmsd.hsm import Hsm, new_key_id
+from kmsd.keyring import Entry, KeyringWriter
+from kmsd.lab import TlsAuthority, TlsFiles
+from kmsd.model import BirthRecord
+from kmsd.presence import Seen, seen
+from tests.softhsm import make_token, pin_of
+from tests.system.programs import free_port, program, until
+
+DAY = 86_400
+
+CONFIG = """\
+state = "{folder}/state"
+run = "{folder}/run"
+keyring = "{folder}/keyring"
+hsm = {hsm}
+
+[signer]
+listen = ["127.0.0.1:{port}"]
+tls = {{ certificate = "{tls.certificate}", key = "{tls.key}", ca = "{tls.ca}" }}
+
+[repository]
+url = "file://{folder}/cr"
+public_url = "https://cr.example.org/"
+
+[authorities.pa]
+root = "{folder}/root.pem"
+token_file = "{folder}/spc-token"
+
+[issuers.ca]
+directory = "https://ca.example.org/directory"
+
+[profiles.acme]
+spc = "1234"
+authority = "pa"
+issuers = ["ca"]
+
+[[callers]]
+id = "spiffe://lab/as1"
+profiles = ["*"]
+types = ["shaken", "base", "div", "rph", "rcd"]
+attest = "A"
+
+[[callers]]
+id = "spiffe://lab/as2"
+profiles = ["acme"]
+attest = "B"
+"""
+
+
+@dataclass
+class SigningHost:
+    """Make keys with `key`, put them into the keyring with `activate`, start `signer`s."""
+
+    folder: Path
+    port: int = field(default_factory=free_port)
+
+    def __post_init__(self) -> None:
+        self.tls = TlsAuthority(self.folder / "tls", datetime.datetime.now(datetime.UTC))
+        self.hsm = make_token(self.folder / "hsm")
+        self.config = self.folder / "kmsd.toml"
+        self.config.write_text(
+            CONFIG.format(
+                folder=self.folder,
+                hsm=_toml(self.hsm),
+                port=self.port,
+                tls=self.tls.server("signer"),
+            )
+        )
+        self.keyring = KeyringWriter(self.folder / "keyring")
+
+    def caller(self, name: str) -> TlsFiles:
+        """The certificate of an STI-AS with the identity spiffe://lab/NAME."""
+        return self.tls.client(name)
+
+    def key(self) -> BirthRecord:
+        """A new key in the token."""
+        with Hsm.open(self.hsm, pin_of(self.hsm)) as hsm:
+            return hsm.generate(new_key_id(), "test", int(time.time()))
+
+    def entry(self, birth: BirthRecord, profile: str = "acme", number: int = 1) -> Entry:
+        """A keyring entry for a key; its x5u names the key's number."""
+        return Entry(
+            profile=profile,
+            spc="1234",
+            credential=f"{number:016x}",
+            key_id=birth.key_id,
+            spki_sha256=hashlib.sha256(birth.public_key).hexdigest(),
+            x5u=f"https://cr.example.org/{number:016x}.pem",
+            not_before=int(time.time()) - 60,
+            not_after=int(time.time()) + DAY,
+        )
+
+    def activate(self, *entries: Entry) -> None:
+        """Writes the next epoch, as the keeper does."""
+        self.keyring.switch(self.keyring.epoch + 1, entries)
+
+    def signer(self, index: int = 1) -> AbstractContextManager[Popen[bytes]]:
+        """A signer process."""
+        words = ("kmsd", "--config", str(self.config), "signer", "--index", str(index))
+        return program(self.folder / f"signer-{index}.log", *words)
+
+    def log(self, index: int = 1) -> str:
+        """Everything a signer has logged."""
+        return (self.folder / f"signer-{index}.log").read_text()
+
+    def acknowledged(self, index: int = 1) -> Seen | None:
+        """The signer's last word."""
+        words = seen(self.folder / "run")
+        return next((one for one in words if one.acknowledgement.index == index), None)
+
+    def until_serving(self, index: int = 1) -> None:
+        """Waits until the signer follows the newest epoch without trouble."""
+
+        def serving() -> bool:
+            one = self.acknowledged(index)
+            if one is None or not one.alive:
+                return False
+            said = one.acknowledgement
+            return said.epoch == self.keyring.epoch and not said.trouble
+
+        until(f"signer {index} serves", serving)
+
+
+def _toml(hsm: settings.Hsm) -> str:
+    pairs = ", ".join(f'{name} = "{value}"' for name, value in hsm.environment.items())
+    texts = ", ".join(f'{name} = "{getattr(hsm, name)}"' for name in ("module", "token", "pin"))
+    return f"{{ {texts}, environment = {{ {pairs} }} }}"
