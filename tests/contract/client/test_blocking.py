@@ -19,9 +19,10 @@ from kmsd_client import (
     SigningError,
     Synced,
     Tls,
+    Unavailable,
 )
 
-from tests.contract.client.calls import CALL, GOOD
+from tests.contract.client.calls import CALL, GOOD, until
 from tests.contract.signing_contract import Endpoint, verified
 from tests.contract.software_signer import SoftwareSigner
 
@@ -135,3 +136,19 @@ else:
         env=os.environ | {"GRPC_ENABLE_FORK_SUPPORT": "0"},
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("grace", [10.0, 0.0])
+async def test_closing_in_one_thread_answers_the_call_of_another(
+    target: str, tls: Tls, signer: SoftwareSigner, grace: float
+) -> None:
+    signer.faults.delay = 0.3 if grace else 30
+    client = Client(target, tls=tls, profile="acme", timeout=60)
+    signing = asyncio.create_task(asyncio.to_thread(client.sign_shaken, *CALL))
+    await until(lambda: signer.calls == 1)
+    await asyncio.to_thread(client.close, grace)
+    if grace:
+        assert isinstance(await signing, Signed)
+    else:
+        with pytest.raises(Unavailable, match="CLOSED"):
+            await signing
