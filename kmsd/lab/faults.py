@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from kmsd.lab.problem import PREFIX
 from kmsd.lab.switches import Board, Fault
 
 Scope = MutableMapping[str, Any]
@@ -67,11 +68,11 @@ class Faults:
             await self._app(scope, receive, send)
             return
         fault = self._board.fault(role, scope["path"])
-        wire = _Wire(send)
-        try:
-            await self._break(fault, scope, receive, wire)
-        finally:
-            self._log.add(Entry(role, scope["method"], scope["path"], wire.status, fault))
+
+        def note(status: int) -> None:
+            self._log.add(Entry(role, scope["method"], scope["path"], status, fault))
+
+        await self._break(fault, scope, receive, _Wire(send, note))
 
     async def _break(self, fault: Fault, scope: Scope, receive: Receive, wire: "_Wire") -> None:
         switches = self._board.now
@@ -95,6 +96,7 @@ class Faults:
                 await asyncio.sleep(switches.stall_seconds)
                 await self._app(scope, receive, wire.pass_on)
             case "stall":
+                wire.note(0)
                 await asyncio.sleep(switches.stall_seconds)
                 await wire.reset(receive)
             case "reset":
@@ -107,15 +109,23 @@ class Faults:
 
 
 class _Wire:
-    """One reply on its way out."""
+    """One reply on its way out. It is written down before it leaves, so that whoever got it
+    finds it in the log."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, note: Callable[[int], None]) -> None:
         self._send = send
-        self.status = 0
+        self._note = note
+        self._noted = False
+
+    def note(self, status: int) -> None:
+        """Writes the request down, once. status: 0 when there is no reply."""
+        if not self._noted:
+            self._note(status)
+        self._noted = True
 
     async def pass_on(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.status = message["status"]
+            self.note(message["status"])
         await self._send(message)
 
     async def swallow(self, message: Message) -> None:
@@ -147,6 +157,7 @@ class _Wire:
 
     async def reset(self, receive: Receive) -> None:
         """Resets the TCP connection. uvicorn's `send` is a method of what has the transport."""
+        self.note(0)
         transport = self._send.__self__.transport  # type: ignore[attr-defined]
         connection = transport.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -164,5 +175,5 @@ def _role(path: str) -> str:
 
 
 def _problem(status: int) -> bytes:
-    kind = "urn:ietf:params:acme:error:serverInternal"
-    return json.dumps({"type": kind, "status": status, "detail": "Switched off."}).encode()
+    kind = "malformed" if status == 404 else "serverInternal"
+    return json.dumps({"type": PREFIX + kind, "status": status, "detail": "Switched off."}).encode()

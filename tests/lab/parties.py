@@ -179,9 +179,9 @@ class Acme:
     def nonce(self) -> str:
         return self.web.head(self.directory["newNonce"]).headers["Replay-Nonce"]
 
-    def header(self, url: str, **changes: Any) -> dict[str, Any]:
+    def header(self, to: str, /, **changes: Any) -> dict[str, Any]:
         who = {"kid": self.kid} if self.kid else {"jwk": jwk(self.key)}
-        header = {"alg": "ES256", "nonce": self.nonce(), "url": url} | who | changes
+        header = {"alg": "ES256", "nonce": self.nonce(), "url": to} | who | changes
         return {name: value for name, value in header.items() if value is not None}
 
     def send(self, url: str, message: dict[str, str]) -> httpx.Response:
