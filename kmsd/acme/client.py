@@ -131,7 +131,8 @@ class Acme:
         if replaces and directory.renewal_info:
             payload["replaces"] = replaces
         answer = await self._post(directory.new_order, payload, "newOrder")
-        return messages.order(answer.location(), answer.parse(messages.OrderObject))
+        seen = answer.parse(messages.OrderObject)
+        return messages.order(answer.location(), seen)
 
     async def order(self, order_url: str) -> Order:
         """The order as it is now."""

@@ -62,6 +62,8 @@ _KNOWN: Mapping[str, tuple[str, str]] = {
     "userActionRequired": ("ACME_USER_ACTION_REQUIRED", "Do what the STI-CA asks for, then retry."),
 }
 """ACME error type to our reason and next step. Others become ACME_REFUSED."""
+_VAGUE = frozenset({"ACME_REFUSED", "ACME_MALFORMED", "ACME_SERVER_INTERNAL"})
+"""Reasons that say less than HTTP 404 does: there is no error type for what is gone."""
 
 
 def refusal(
@@ -88,7 +90,7 @@ def refusal(
     kind = (problem.type if problem else "").removeprefix(URN)
     reason, next_step = _KNOWN.get(kind, ("ACME_REFUSED", ""))
     detail = printable((problem.detail if problem else "") or "")
-    said = f": {detail}" if detail else f" (HTTP {status})."
+    said = f": {detail.rstrip('.')}." if detail else f" (HTTP {status})."
     if kind == "rateLimited" or status == 429:
         return Unavailable(
             "ACME_RATE_LIMITED",
@@ -97,7 +99,9 @@ def refusal(
             problem=verbatim(body),
             **facts,
         )
-    if status >= 500:
+    if status == 404 and reason in _VAGUE:
+        reason, next_step = "ACME_NOT_FOUND", "It may have expired there: start anew."
+    elif status >= 500 or kind == "serverInternal":
         return Unavailable(
             "ACME_SERVER_INTERNAL",
             f"STI-CA {issuer} failed to answer {resource}{said}",
@@ -105,8 +109,6 @@ def refusal(
             problem=verbatim(body),
             **facts,
         )
-    if status == 404 and reason in ("ACME_REFUSED", "ACME_MALFORMED"):
-        reason, next_step = "ACME_NOT_FOUND", "It may have expired there: start anew."
     elif problem is None:
         return malformed(issuer, resource, f"with HTTP {status} and no problem document", body)
     if kind == "userActionRequired" and problem and problem.instance:
@@ -129,7 +131,7 @@ def order_invalid(issuer: str, order_url: str, documents: list[str]) -> PeerRefu
     _, next_step = _KNOWN.get(kind, ("", "Ask the STI-CA why: it left no reason."))
     return PeerRefused(
         "ACME_ORDER_INVALID",
-        f"STI-CA {issuer} gave up the order" + (f": {detail}" if detail else "."),
+        f"STI-CA {issuer} gave up the order" + (f": {detail.rstrip('.')}." if detail else "."),
         peer=PEER,
         problem="\n".join(documents),
         next_step=next_step or "A new order is needed.",

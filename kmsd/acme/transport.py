@@ -217,8 +217,9 @@ class Transport:
             self._nonces.append(nonce)
 
     def _translated(self, error: httpx.HTTPError, resource: str) -> Unavailable:
+        said = problems.printable(str(error)).rstrip(".") or "the connection was closed"
         tls = _tls_error(error)
-        if tls is not None:
+        if tls is not None and isinstance(error, httpx.ConnectError):
             trusted = self._issuer.tls_ca or "the system's trust store"
             why = (
                 tls.verify_message if isinstance(tls, ssl.SSLCertVerificationError) else tls.reason
@@ -232,13 +233,13 @@ class Transport:
         if isinstance(error, httpx.ConnectError):
             return self._unavailable(
                 "ACME_UNREACHABLE",
-                f"could not be reached: {error}.",
+                f"could not be reached: {said}.",
                 resource,
                 "Check `directory`, name resolution, firewall, and whether the STI-CA admits "
                 "this host's address.",
             )
         return self._unavailable(
-            "ACME_CONNECTION_LOST", f"broke off while asked for {resource}: {error}.", resource
+            "ACME_CONNECTION_LOST", f"broke off while asked for {resource}: {said}.", resource
         )
 
     def _unavailable(
@@ -301,4 +302,5 @@ def _is_nonce(text: str) -> bool:
 def _tls_error(error: BaseException | None) -> ssl.SSLError | None:
     while error is not None and not isinstance(error, ssl.SSLError):
         error = error.__cause__ or error.__context__
-    return error
+    # Who hangs up during the handshake says nothing about trust: a firewall does that.
+    return None if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError) else error

@@ -254,7 +254,7 @@ async def test_a_refusal_keeps_the_document_word_for_word_with_subproblems(
     assert isinstance(error, PeerRefused)
     assert (error.reason, error.peer) == ("ACME_REJECTED_IDENTIFIER", "sti-ca")
     assert error.problem == body.decode()
-    assert error.message == "STI-CA ca refused newOrder: SPC 1234 [2J is not yours"
+    assert error.message == "STI-CA ca refused newOrder: SPC 1234 [2J is not yours."
     assert error.next_step
 
 
@@ -541,6 +541,19 @@ async def test_nobody_there_is_unavailable(identity: HttpsIdentity) -> None:
         error = await refused_order(acme)
     assert (type(error), error.reason) == (Unavailable, "ACME_UNREACHABLE")
     assert error.next_step
+
+
+async def test_who_hangs_up_at_once_may_not_admit_this_host(identity: HttpsIdentity) -> None:
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        issuer = Issuer(directory=f"https://127.0.0.1:{port}/", tls_ca=str(identity.ca))
+        async with Acme("ca", issuer, SoftKey()) as acme:
+            error = await refused_order(acme)
+    assert (type(error), error.reason) == (Unavailable, "ACME_UNREACHABLE")
+    assert "admits this host's address" in error.next_step
 
 
 async def test_no_https_there_is_a_tls_failure(identity: HttpsIdentity) -> None:
