@@ -18,7 +18,8 @@ def new_account(world: World, signed: Signed) -> Reply:
     if signed.account is not None:
         raise Problem("malformed", "newAccount is signed with jwk (RFC 8555 section 7.3).")
     body = signed.body()
-    known = world.book.account_by_key(jws.thumbprint(signed.key))
+    thumbprint = jws.thumbprint(signed.key)
+    known = world.book.account_by_key(thumbprint)
     if known is not None:
         if not known.active:
             raise Problem("unauthorized", "The account is deactivated.")
@@ -29,12 +30,12 @@ def new_account(world: World, signed: Signed) -> Reply:
     if world.switches.terms and not terms:
         link = {"Link": f'<{world.urls.ca}/terms>;rel="terms-of-service"'}
         raise Problem("userActionRequired", "Agree to the terms of service.", headers=link)
-    if world.book.certified(signed.key):
+    if world.book.certified(thumbprint):
         raise Problem("badPublicKey", "The key is a certificate's (RFC 8555 section 11.1).")
     account = Account(
         id=secrets.token_hex(8),
         key=signed.key,
-        thumbprint=jws.thumbprint(signed.key),
+        thumbprint=thumbprint,
         contact=_contact(body),
         terms_agreed=terms,
         eab_kid=_bound(world, signed, body.get("externalAccountBinding")),
@@ -96,15 +97,14 @@ def key_change(world: World, signed: Signed) -> Reply:
         raise Problem("malformed", "The inner JWS names another account.")
     if jws.thumbprint(old) != own.thumbprint:
         raise Problem("malformed", "oldKey is not the account's key.")
-    taken = world.book.account_by_key(jws.thumbprint(fresh))
+    thumbprint = jws.thumbprint(fresh)
+    taken = world.book.account_by_key(thumbprint)
     if taken is not None:
         location = {"Location": f"{world.urls.ca}/account/{taken.id}"}
         raise Problem("malformed", "The new key has an account.", status=409, headers=location)
-    if world.book.certified(fresh):
+    if world.book.certified(thumbprint):
         raise Problem("badPublicKey", "The new key is a certificate's.")
-    return _account(
-        world, world.book.change_account(own, key=fresh, thumbprint=jws.thumbprint(fresh))
-    )
+    return _account(world, world.book.change_account(own, key=fresh, thumbprint=thumbprint))
 
 
 def _account(world: World, own: Account, status: int = 200) -> Reply:

@@ -93,9 +93,10 @@ def _check_crldp(value: x509.CRLDistributionPoints, world: World) -> None:
 
 
 def _check_key(key: ec.EllipticCurvePublicKey, world: World) -> None:
-    if world.book.account_by_key(jws.thumbprint(key)):
+    thumbprint = jws.thumbprint(key)
+    if world.book.account_by_key(thumbprint):
         raise Problem("badCSR", "The CSR's key is an account key (RFC 8555 section 11.1).")
-    if world.book.certified(key):
+    if world.book.certified(thumbprint):
         raise Problem("badCSR", "The CSR's key was certified before.")
 
 
@@ -113,6 +114,6 @@ def _check_subject(subject: x509.Name, order: Order, world: World) -> None:
     if not re.search(rf"\bSHAKEN {order.spc}\b", common_name):
         raise Problem("badCSR", f"The CSR's CN does not hold 'SHAKEN {order.spc}'.")
     if world.switches.unique_subject and any(
-        issued.certificate.subject == subject for issued in world.book.issued.values()
+        issued.subject == subject.public_bytes() for issued in world.book.issued.values()
     ):
         raise Problem("badCSR", "The CSR's subject was certified before (RFC 5280 4.1.2.6).")

@@ -126,7 +126,9 @@ def finalize(world: World, signed: Signed, name: str) -> Reply:
         order=own.id,
         certificate=made,
         chain=chain,
-        at=world.now(),
+        thumbprint=jws.thumbprint(request.key),
+        subject=made.subject.public_bytes(),
+        renewal_name=renewal.name_of(made),
     )
     world.book.issued[issued.id] = issued
     outcome = Outcome(world.settles_at())

@@ -17,7 +17,7 @@ from kmsd.lab.world import World, rfc3339
 
 def renewal_info(world: World, name: str) -> Reply:
     """The last third of the lifetime, or a window that is over; needs no signature."""
-    issued = _by_ari_name(world, name)
+    issued = _by_name(world, name)
     if issued is None or not world.switches.ari:
         raise Problem("malformed", "There is no such certificate.", status=404)
     start = issued.certificate.not_valid_before_utc.timestamp()
@@ -34,12 +34,23 @@ def renewal_info(world: World, name: str) -> Reply:
     return Reply(body, headers={"Retry-After": "21600"})
 
 
+def name_of(certificate: x509.Certificate) -> str:
+    """base64url(AKI) "." base64url(serial) (RFC 9773 section 4.1); empty without AKI."""
+    try:
+        aki = certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
+    except x509.ExtensionNotFound:
+        return ""
+    serial = certificate.serial_number
+    content = serial.to_bytes(serial.bit_length() // 8 + 1, "big")  # as DER writes INTEGER
+    return f"{jws.encode(aki.key_identifier or b'')}.{jws.encode(content)}"
+
+
 def replaces(world: World, own: Account, der: bytes, body: dict[str, Any]) -> str:
     """The `replaces` of a new order, checked (RFC 9773 section 5); empty without renewalInfo."""
     name = body.get("replaces", "")
     if not name or not world.switches.ari:
         return ""
-    issued = _by_ari_name(world, str(name))
+    issued = _by_name(world, str(name))
     if issued is None or issued.account != own.id:
         raise Problem("malformed", "replaces names no certificate of this account.")
     if world.book.orders[issued.order].der != der:
@@ -98,17 +109,6 @@ def _may_revoke(world: World, signed: Signed, issued: Issued) -> bool:
     )
 
 
-def _by_ari_name(world: World, name: str) -> Issued | None:
-    """A certificate by base64url(AKI) "." base64url(serial) (RFC 9773 section 4.1)."""
-    for issued in world.book.issued.values():
-        try:
-            aki = issued.certificate.extensions.get_extension_for_class(
-                x509.AuthorityKeyIdentifier
-            ).value.key_identifier
-        except x509.ExtensionNotFound:
-            continue
-        serial = issued.certificate.serial_number
-        content = serial.to_bytes(serial.bit_length() // 8 + 1, "big")  # as DER writes INTEGER
-        if name == f"{jws.encode(aki or b'')}.{jws.encode(content)}":
-            return issued
-    return None
+def _by_name(world: World, name: str) -> Issued | None:
+    issued = world.book.issued.values()
+    return next((each for each in issued if name and each.renewal_name == name), None)

@@ -98,14 +98,20 @@ class Order:
 
 @dataclass(frozen=True)
 class Issued:
-    """A certificate the STI-CA issued; `chain` is what is downloaded, faults and all."""
+    """A certificate the STI-CA issued.
+
+    chain: what is downloaded, faults and all. thumbprint: of the key in the CSR. subject: DER.
+    renewal_name: by which RFC 9773 calls it; empty when it has no AKI.
+    """
 
     id: str
     account: str
     order: str
     certificate: x509.Certificate
     chain: bytes
-    at: float
+    thumbprint: bytes
+    subject: bytes
+    renewal_name: str
 
 
 @dataclass(frozen=True)
@@ -156,9 +162,9 @@ class Book:
         self.orders[order.id] = replace(order, **changes)  # type: ignore[arg-type]
         return self.orders[order.id]
 
-    def certified(self, key: ec.EllipticCurvePublicKey) -> bool:
+    def certified(self, thumbprint: bytes) -> bool:
         """Whether a certificate was issued for this key."""
-        return any(each.certificate.public_key() == key for each in self.issued.values())
+        return any(each.thumbprint == thumbprint for each in self.issued.values())
 
     def revocation(self, certificate: x509.Certificate) -> Revoked | None:
         wanted = (certificate.issuer, certificate.serial_number)

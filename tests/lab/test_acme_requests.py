@@ -241,3 +241,45 @@ def test_a_member_that_appears_twice_is_refused(acme: Acme) -> None:
     protected = b64((text[:-1] + ', "alg": "ES256"}').encode())
     message = {"protected": protected, "payload": "", "signature": es256(acme.key, protected + ".")}
     assert problem(acme.send(url, message)) == "malformed"
+
+
+def test_a_client_without_a_name_is_refused(acme: Acme) -> None:
+    url = acme.kid
+    message = json.dumps(flattened(acme.key, acme.header(url), b""))
+    headers = {"Content-Type": "application/jose+json", "User-Agent": ""}
+    assert problem(acme.web.post(url, content=message, headers=headers)) == "malformed"
+
+
+def test_what_belongs_to_another_account_is_not_shown(
+    lab: Lab, acme: Acme, client: httpx.Client
+) -> None:
+    stranger = Acme(lab.facts, client)
+    stranger.register()
+    for url in (acme.kid, f"{acme.kid}/orders"):
+        assert problem(stranger.post(url, None)) == "unauthorized"
+
+
+def test_a_binding_that_is_not_asked_for_is_checked_all_the_same(
+    lab: Lab, client: httpx.Client
+) -> None:
+    acme = Acme(lab.facts, client)
+    refused = acme.register(externalAccountBinding=acme.binding(b"guess", lab.facts.eab_kid))
+    assert problem(refused) == "unauthorized"
+    assert acme.register().status_code == 201
+
+
+def test_kid_and_jwk_each_have_their_place(lab: Lab, acme: Acme, client: httpx.Client) -> None:
+    assert problem(acme.post(acme.directory["newAccount"], {})) == "malformed"
+    stranger = Acme(lab.facts, client)
+    assert problem(stranger.order()) == "malformed"
+
+
+@pytest.mark.parametrize("status", ["valid", "revoked", 7])
+def test_an_account_cannot_be_made_anything_but_deactivated(acme: Acme, status: object) -> None:
+    assert problem(acme.post(acme.kid, {"status": status})) == "malformed"
+
+
+def test_a_deactivated_accounts_key_gets_no_second_account(acme: Acme) -> None:
+    acme.post(acme.kid, {"status": "deactivated"})
+    acme.kid = ""
+    assert problem(acme.register()) == "unauthorized"

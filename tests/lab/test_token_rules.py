@@ -1,5 +1,6 @@
 """RFC 9448 section 6, rule by rule: a token that breaks just one is refused for just that one."""
 
+import base64
 import time
 import uuid
 from collections.abc import Callable
@@ -7,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from kmsd.lab import Lab
 from tests.lab.parties import (
@@ -134,6 +137,16 @@ def test_another_authoritys_chain_is_not_trusted(lab: Lab, acme: Acme) -> None:
     challenge = verdict(acme, token)
     assert challenge["error"]["rule"] == "x5u"
     assert "not under the STI-PA root" in challenge["error"]["detail"]
+
+
+def test_the_chain_may_come_with_the_token_as_x5c(lab: Lab, acme: Acme) -> None:
+    head, body = good_parts(lab, acme)
+    pem = acme.web.get(head.pop("x5u")).content
+    chain = x509.load_pem_x509_certificates(pem)
+    head["x5c"] = [base64.b64encode(each.public_bytes(Encoding.DER)).decode() for each in chain]
+    assert verdict(acme, compact(pki_key(lab, "pa-signer"), head, body))["status"] == "valid"
+    head["x5c"] = []
+    assert verdict(acme, compact(new_key(), head, body))["error"]["rule"] == "x5c"
 
 
 @pytest.mark.parametrize("token", ["", "a.b", "a.b.c", "....", "\ud83d\udca9"])
