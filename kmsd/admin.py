@@ -233,7 +233,7 @@ class Admin(admin_pb2_grpc.AdminServicer):
         message.module = info.module
         credentials = await asyncio.to_thread(self._store.credentials)
         accounts = await asyncio.to_thread(self._store.accounts)
-        known = {one.key_id for one in (*credentials, *accounts)}
+        known = {one.key_id for one in credentials} | {one.key_id for one in accounts}
         message.keys = len(inventory.ours & known)
         message.foreign_objects = inventory.foreign + len(inventory.ours - known)
         return message

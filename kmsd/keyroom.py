@@ -38,6 +38,9 @@ async def run(configuration: Configuration) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     run_folder = Path(configuration.run)
+    await asyncio.to_thread(
+        Path(configuration.state).mkdir, mode=0o750, parents=True, exist_ok=True
+    )
     async with AsyncExitStack() as opened:
         store = await asyncio.to_thread(Store.open, configuration.store.url)
         opened.callback(store.close)

@@ -89,7 +89,7 @@ def seen(run: Path) -> list[Seen]:
     return sorted(found, key=lambda one: one.acknowledgement.index)
 
 
-_LENGTH = 4096
+_LENGTH = 2048
 
 
 def _locked(descriptor: int) -> bool:

@@ -3,6 +3,7 @@
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -195,7 +196,7 @@ def test_a_wrong_pin_is_tried_once_by_all_signers_of_a_host_together(tmp_path: P
     pin.write_text("not the pin\n")
     for index in (1, 2):
         with host.signer(index):
-            until("it says so", lambda index=index: "hsm_not_usable" in host.log(index))
+            until("it says so", partial(_says, host, index, "hsm_not_usable"))
     first, second = host.log(1), host.log(2)
     assert "reason=HSM_PIN_INCORRECT" in first
     assert "reason=HSM_PIN_REFUSED_BEFORE" in second
@@ -260,6 +261,10 @@ async def test_an_expired_certificate_signs_nothing(tmp_path: Path) -> None:
             with pytest.raises(Refused) as refused:
                 await client.sign(Shaken(ORIG, DEST, "A"))
     assert refused.value.reason == "CREDENTIAL_NOT_VALID"
+
+
+def _says(host: SigningHost, index: int, word: str) -> bool:
+    return word in host.log(index)
 
 
 def _trouble(host: SigningHost) -> bool:
