@@ -8,7 +8,6 @@ here as well, and nothing else.
 """
 
 import ctypes
-from contextlib import suppress
 from pathlib import Path
 
 from pkcs11 import PKCS11Error, _pkcs11
@@ -123,15 +122,12 @@ class _Functions:
         get_function_list.restype = ctypes.c_ulong
         table = ctypes.POINTER(_FunctionList)()
         code = get_function_list(ctypes.byref(table))
-        if code != _CKR_OK:
+        if code != _CKR_OK or not table:
             raise OSError(f"C_GetFunctionList answered {code_name(code)}")
-        with suppress(ValueError):  # a null pointer: a module that lies about success
-            entries = table.contents
-            self.initialize = _Pointer(entries.C_Initialize)
-            self.finalize = _Pointer(entries.C_Finalize)
-            self.session_info = _SessionCall(entries.C_GetSessionInfo)
-            return
-        raise OSError("C_GetFunctionList returned nothing")
+        entries = table.contents
+        self.initialize = _Pointer(entries.C_Initialize)
+        self.finalize = _Pointer(entries.C_Finalize)
+        self.session_info = _SessionCall(entries.C_GetSessionInfo)
 
 
 _CKR_OK = 0

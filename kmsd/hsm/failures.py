@@ -33,6 +33,11 @@ def translate(error: pkcs11.PKCS11Error, token: str) -> KmsdError:
     )
 
 
+def lost(reason: str, what: str, token: str) -> Unavailable:
+    """The error for a loss that was noticed without a return code."""
+    return Unavailable(reason, f"HSM {token!r}: {what}.", next_step=_REPLACE, token=token)
+
+
 def ckr_name(error: pkcs11.PKCS11Error) -> str:
     """The return code's name in PKCS#11, such as CKR_PIN_INCORRECT; 0x... when it has none."""
     if type(error) is pkcs11.PKCS11Error:  # python-pkcs11 has no class for this code

@@ -1,8 +1,8 @@
 """Keys as kmsd wants them on a token: names, templates, what is read back, public keys.
 
 Rules and conversions only; the calls are `token`'s and `session`'s. A signing key is an EC
-key on P-256 made in the token, that never leaves it and can do nothing but sign
-(ATIS-1000080 section 6.3.1 has the SP-KMS keep it; RFC 8588 section 4 has it sign ES256).
+key on P-256 made in the token, that never leaves it and can do nothing but sign ES256
+(RFC 7518 section 3.4), the one algorithm of SHAKEN.
 """
 
 import os

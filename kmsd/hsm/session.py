@@ -15,7 +15,7 @@ from pkcs11 import ObjectHandleInvalid, PKCS11Error
 
 from kmsd.errors import Precondition
 from kmsd.hsm import keys
-from kmsd.hsm.failures import translate, translated
+from kmsd.hsm.failures import lost, translate, translated
 from kmsd.hsm.objects import Pair, absent, every_pair, find_pair
 
 
@@ -39,6 +39,7 @@ class Session:
         self._token = token
         self._probe = probe
         self._index: dict[bytes, Pair] | None = None
+        self._open = True
 
     def sign(self, handle: Handle, digest: bytes) -> bytes:
         """r||s, 64 bytes, over a SHA-256 digest of 32 bytes.
@@ -46,6 +47,8 @@ class Session:
         Raises Unavailable when the HSM is lost, Misconfigured, Exhausted.
         """
         keys.check_digest(digest)
+        if not self._open:  # the module gives its handle numbers to others by now
+            raise lost("HSM_CLOSED", "the session has been closed", self._token)
         try:
             signature = handle._sign(digest, mechanism=keys.ECDSA, buffer_size=_BUFFER)
         except PKCS11Error as error:
@@ -63,6 +66,8 @@ class Session:
         Unavailable when the token does not answer.
         """
         identifier = keys.own_id(key_id)
+        if not self._open:
+            raise lost("HSM_CLOSED", "the session has been closed", self._token)
         with translated(self._token):
             if self._index is None:
                 self._index = every_pair(self._session)
@@ -78,10 +83,12 @@ class Session:
         raise absent(key_id, self._token)
 
     def close(self) -> None:
-        """Closes the session. The login, other sessions and their handles stay."""
-        self._index = None
-        with suppress(PKCS11Error):  # a session that is lost needs no closing
-            self._session.close()
+        """Closes the session; idempotent. The login, other sessions and their handles stay."""
+        if self._open:
+            self._open = False
+            self._index = None
+            with suppress(PKCS11Error):  # a session that is lost needs no closing
+                self._session.close()
 
     def _handle(self, key_id: str, pair: Pair, spki_sha256: str) -> Handle:
         key = pair.private_key(key_id)

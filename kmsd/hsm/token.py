@@ -13,13 +13,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Self
+from weakref import WeakSet
 
 import pkcs11
 from pkcs11 import Attribute, KeyType, MechanismFlag, PKCS11Error, SignMixin, TokenFlag
 
-from kmsd.errors import Misconfigured, Precondition, Unavailable
+from kmsd.errors import Misconfigured, Precondition
 from kmsd.hsm import cryptoki, keys
-from kmsd.hsm.failures import translated
+from kmsd.hsm.failures import lost, translated
 from kmsd.hsm.keys import Info, Inventory
 from kmsd.hsm.login import check_mechanisms, find_token, log_in
 from kmsd.hsm.objects import Pair, absent, count, find_pair
@@ -52,6 +53,7 @@ class Hsm:
         self._template = template
         self._lock = threading.RLock()
         self._open = True
+        self._sessions: WeakSet[Session] = WeakSet()
         self.info = _info(module, token)
         self.max_threads = threads if module.threaded else 1
 
@@ -92,13 +94,15 @@ class Hsm:
         self.close()
 
     def close(self) -> None:
-        """Logs out and finalizes the module; sessions still open end. Idempotent.
+        """Logs out and finalizes the module; sessions still open are closed. Idempotent.
 
         No thread may be signing any more: modules crash when they are finalized under a call.
         """
         with self._lock:
             if self._open:
                 self._open = False
+                for session in self._sessions:
+                    session.close()
                 self._module.finalize()
 
     def probe(self) -> None:
@@ -106,16 +110,18 @@ class Hsm:
         with self._reading():
             token = self._slot.get_token()
             if token.serial != self._token.serial:
-                raise _lost("HSM_TOKEN_CHANGED", "another token is in its slot", self.info.token)
+                raise lost("HSM_TOKEN_CHANGED", "another token is in its slot", self.info.token)
             if not self._module.logged_in(self._guardian.handle):
-                raise _lost("HSM_LOGIN_LOST", "the login is lost", self.info.token)
+                raise lost("HSM_LOGIN_LOST", "the login is lost", self.info.token)
             if token.flags & TokenFlag.RNG:  # the one harmless call that has to reach the device
                 self._guardian.generate_random(64)
 
     def session(self) -> Session:
         """A new session for one signing thread; whoever asked closes it. Raises as `probe`."""
         with self._reading():
-            return Session(self._token.open(), self.info.token, self.probe)
+            session = Session(self._token.open(), self.info.token, self.probe)
+            self._sessions.add(session)
+            return session
 
     def generate(self, key_id: str, label: str, now: int) -> BirthRecord:
         """Makes the P-256 key pair `key_id`, or finds it made; reads back and checks it.
@@ -174,8 +180,9 @@ class Hsm:
         identifier = keys.own_id(key_id)
         with self._writing() as session:
             pair = find_pair(session, identifier)
-            if pair == Pair():
+            if not pair.private:  # a lost login hides private halves and shows public ones
                 self.probe()
+            if pair == Pair():
                 raise absent(key_id, self.info.token)
             if not _is(pair, key_id, public_key):
                 raise Precondition(
@@ -200,7 +207,7 @@ class Hsm:
         """Lends the guardian session: slow work is one call at a time."""
         with self._lock, translated(self.info.token):
             if not self._open:
-                raise _lost("HSM_CLOSED", "it has been closed", self.info.token)
+                raise lost("HSM_CLOSED", "it has been closed", self.info.token)
             yield self._guardian
 
     @contextmanager
@@ -279,9 +286,3 @@ def _is(pair: Pair, key_id: str, public_key: bytes) -> bool:
         return bool(pair.public)
     digest = os.urandom(keys.DIGEST_BYTES)
     return keys.verifies(public_key, digest, _sign(key, digest))
-
-
-def _lost(reason: str, what: str, token: str) -> Unavailable:
-    return Unavailable(
-        reason, f"HSM {token!r}: {what}.", next_step="The process reconnects.", token=token
-    )

@@ -124,7 +124,10 @@ class FakeHsm:
             raise Unavailable("HSM_CLOSED", "It has been closed.", token=self.info.token)
         if self._token.generation != self._generation:
             raise Unavailable(
-                "HSM_LOST", "The token does not answer.", ckr="CKR_GENERAL_ERROR", token="kmsd"
+                "HSM_LOST",
+                "The token does not answer.",
+                ckr="CKR_GENERAL_ERROR",
+                token=self.info.token,
             )
 
     def session(self) -> "FakeSession":
@@ -204,6 +207,7 @@ class FakeSession:
 
     def __init__(self, hsm: FakeHsm) -> None:
         self._hsm = hsm
+        self._open = True
 
     def load(self, key_id: str, spki_sha256: str) -> FakeHandle:
         key = self._hsm.private(key_id)
@@ -214,6 +218,8 @@ class FakeSession:
 
     def sign(self, handle: FakeHandle, digest: bytes) -> bytes:
         check_digest(digest)
+        if not self._open:
+            raise Unavailable("HSM_CLOSED", "It has been closed.", token=self._hsm.info.token)
         try:
             return self._hsm.private(handle.key_id).sign(digest)
         except NotFound as error:
@@ -225,4 +231,4 @@ class FakeSession:
             ) from error
 
     def close(self) -> None:
-        pass
+        self._open = False

@@ -254,6 +254,28 @@ def test_a_closed_hsm_answers_nothing_and_can_be_closed_again(token: Token) -> N
     assert_refused(errors.Unavailable, "HSM_CLOSED", lambda: device.sign("6b6d7364" * 4, DIGEST))
 
 
+def test_a_session_never_outlives_its_hsm(token: Token) -> None:
+    key_id = hsm.new_key_id()
+    with token.open() as device:
+        spki = sha256(device.generate(key_id, "", NOW).public_key).hexdigest()
+        session = device.session()
+        handle = session.load(key_id, spki)
+    with token.open() as again:  # where its handle numbers mean something else
+        again.session()
+        assert_refused(errors.Unavailable, "HSM_CLOSED", lambda: sign(session, handle, DIGEST))
+        assert_refused(errors.Unavailable, "HSM_CLOSED", lambda: session.load(key_id, spki))
+
+
+def test_a_closed_session_signs_no_more(token: Token) -> None:
+    key_id = hsm.new_key_id()
+    with token.open() as device:
+        spki = sha256(device.generate(key_id, "", NOW).public_key).hexdigest()
+        session = device.session()
+        handle = session.load(key_id, spki)
+        session.close()
+        assert_refused(errors.Unavailable, "HSM_CLOSED", lambda: sign(session, handle, DIGEST))
+
+
 def test_a_missing_token_is_waited_for_and_the_labels_there_are_named(token: Token) -> None:
     error = assert_refused(
         errors.Unavailable, "HSM_TOKEN_MISSING", lambda: token.open(label="other")

@@ -1,13 +1,13 @@
 """What only a real module can show: loading it, logging in, threads, and its independence."""
 
+import ctypes
 import os
 import shlex
-import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -91,29 +91,6 @@ def test_a_wrong_pin_is_tried_once(softhsm: settings.Hsm, monkeypatch: pytest.Mo
     assert pkcs11.TokenFlag.USER_PIN_COUNT_LOW in flags_of(softhsm)
 
 
-@pytest.mark.parametrize(
-    ("flag", "reason"),
-    [("USER_PIN_LOCKED", "HSM_PIN_LOCKED"), ("USER_PIN_FINAL_TRY", "HSM_PIN_FINAL_TRY")],
-)
-def test_no_pin_is_tried_that_could_lock_the_token(flag: str, reason: str) -> None:
-    token: Any = SimpleNamespace(flags=pkcs11.TokenFlag[flag], label="kmsd")  # has no open()
-    assert_refused(errors.Misconfigured, reason, lambda: login.log_in(token, "1234"))
-
-
-def test_a_login_left_from_elsewhere_is_used(softhsm: settings.Hsm) -> None:
-    opens: list[dict[str, str]] = []
-
-    def open_(**arguments: str) -> str:
-        opens.append(arguments)
-        if arguments:
-            raise pkcs11.UserAlreadyLoggedIn
-        return "session"
-
-    token: Any = SimpleNamespace(flags=pkcs11.TokenFlag(0), label="kmsd", open=open_)
-    assert login.log_in(token, "1234") == "session"
-    assert opens == [{"user_pin": "1234"}, {}]
-
-
 @pytest.mark.parametrize("pin", ["", "1", "x" * 1000, "\ud800 secret", "pin\0pin"])
 def test_an_impossible_pin_is_refused_without_showing_it(softhsm: settings.Hsm, pin: str) -> None:
     error = assert_refused(
@@ -124,9 +101,9 @@ def test_an_impossible_pin_is_refused_without_showing_it(softhsm: settings.Hsm, 
 
 
 def test_a_token_label_may_have_spaces(tmp_path: Path) -> None:
-    made = make_token(tmp_path / "with a space", "SHAKEN keys, rack 2")
-    with opened(made) as device:
-        assert device.info.token == "SHAKEN keys, rack 2"
+    label = 'SHAKEN "keys", rack 2'
+    with opened(make_token(tmp_path / "with a space", label)) as device:
+        assert device.info.token == label
         assert device.info.module.startswith("SoftHSM ")
         assert len(device.info.serial) == 16
 
@@ -264,23 +241,34 @@ def test_two_private_keys_with_one_id_are_not_guessed_between(softhsm: settings.
             assert_refused(errors.Misconfigured, "HSM_KEY_AMBIGUOUS", use)
 
 
-def test_init_token_shows_its_secrets_to_nobody_else(tmp_path: Path) -> None:
-    made = make_token(tmp_path / "hsm")
-    for name in ("pin", "so-pin", "softhsm2.conf"):
-        mode = stat.S_IMODE((tmp_path / "hsm" / name).stat().st_mode)
-        assert mode == stat.S_IRUSR | stat.S_IWUSR
-    assert stat.S_IMODE((tmp_path / "hsm").stat().st_mode) == stat.S_IRWXU
-    assert len(pin_of(made)) == 32
-
-
-def test_init_token_leaves_a_token_that_is_there(tmp_path: Path) -> None:
-    made = make_token(tmp_path / "hsm")
+def test_a_lost_login_is_never_taken_for_a_token_without_keys(softhsm: settings.Hsm) -> None:
     key_id = hsm.new_key_id()
-    with opened(made) as device:
-        device.generate(key_id, "", 1)
-    assert make_token(tmp_path / "hsm") == made
-    with opened(made) as device:
-        assert device.inventory() == hsm.Inventory(frozenset({key_id}), 0)
+    with opened(softhsm) as device:
+        public_key = device.generate(key_id, "", 1).public_key
+        session = device.session()
+        handle = session.load(key_id, sha256(public_key).hexdigest())
+        other_owner = ctypes.CDLL(softhsm.module)  # logs out the whole process
+        assert other_owner.C_Logout(ctypes.c_ulong(device._guardian.handle)) == 0
+        uses: tuple[Callable[[], object], ...] = (
+            device.probe,
+            device.inventory,
+            lambda: device.public_key(key_id),
+            lambda: device.destroy(key_id, public_key),
+            lambda: session.sign(handle, DIGEST),
+            lambda: device.session().load(key_id, sha256(public_key).hexdigest()),
+        )
+        for use in uses:
+            with pytest.raises(errors.Unavailable):
+                use()
+    with opened(softhsm) as device:
+        assert device.public_key(key_id) == public_key
+
+
+def test_a_token_without_the_mechanisms_is_refused(softhsm: settings.Hsm) -> None:
+    with Path(softhsm.environment["SOFTHSM2_CONF"]).open("a") as conf:
+        conf.write("slots.mechanisms = CKM_SHA256,CKM_RSA_PKCS\n")
+    error = assert_refused(errors.Misconfigured, "HSM_MECHANISM_REFUSED", lambda: opened(softhsm))
+    assert error.metadata["mechanisms"] == "CKM_ECDSA, CKM_EC_KEY_PAIR_GEN"
 
 
 def opened(where: settings.Hsm, template: dict[str, bool | int | str] | None = None) -> hsm.Hsm:
