@@ -51,6 +51,7 @@ class Candidate(msgspec.Struct, frozen=True):
     spc: str
     policy_oids: tuple[str, ...]
     country: str
+    crl_url: str
 
 
 def accept(
@@ -63,21 +64,23 @@ def accept(
     crl: bytes | None = None,
     policy_oids: Sequence[str] = (),
     country: str = "",
+    crl_url: str = "",
 ) -> Accepted:
     """The chain as it may be used.
 
     public_key: DER SubjectPublicKeyInfo we generated. now: seconds since 1970 UTC. roots: PEM
     certificates in the STI-PA's list; crl: its CRL (DER or PEM); both checked before.
     policy_oids: accepted policies or arcs, none: any. country: C of the subject, "": any.
+    crl_url: where the STI-PA's CRL is, "": anywhere.
     Raises PeerRefused (CHAIN_NOT_ACCEPTED; metadata `rule` is the first that failed, `rules`
     all, with commas), Invalid (ROOT_MALFORMED, CRL_MALFORMED).
     """
     try:
         chain = read_chain(chain_pem)
     except Invalid as error:
-        raise _refusal([(_READABLE[error.reason], error.message)]) from error
+        raise _refusal([(_READABLE[error.reason], error.message.rstrip("."))]) from error
     way = path(chain, roots, now=now, crl=crl)
-    candidate = Candidate(chain[0], way, public_key, spc, tuple(policy_oids), country)
+    candidate = Candidate(chain[0], way, public_key, spc, tuple(policy_oids), country, crl_url)
     found = [(name, rule(way)) for name, rule in PATH_RULES]
     found += [(name, rule(candidate)) for name, rule in LEAF_RULES]
     if failed := [(name, why) for name, why in found if why]:
@@ -192,8 +195,11 @@ def crl_distribution(it: Candidate) -> str:
     points = list(extension(it.leaf, x509.CRLDistributionPoints) or ())
     if len(points) != 1 or points[0].reasons:
         return "it has not exactly one CRL distribution point"
-    if [type(name) for name in points[0].full_name or ()] != [x509.UniformResourceIdentifier]:
+    names = list(points[0].full_name or ())
+    if [type(name) for name in names] != [x509.UniformResourceIdentifier]:
         return "its CRL distribution point is not one URI"
+    if it.crl_url and names[0].value != it.crl_url:
+        return f"its CRL distribution point is not {it.crl_url}"
     if [type(name) for name in points[0].crl_issuer or ()] != [x509.DirectoryName]:
         return "its CRL distribution point does not name the issuer of the CRL"
     return ""
@@ -217,7 +223,7 @@ def other_extensions(it: Candidate) -> str:
     """None but those of the profile."""
     for each in it.leaf.extensions:
         if each.oid not in _PROFILE:
-            return f"it has the extension {each.oid.dotted_string}, which the profile does not"
+            return f"it has the extension {each.oid.dotted_string}, which the profile does not know"
     return ""
 
 

@@ -456,6 +456,11 @@ def test_one_changed_byte_is_refused_with_a_rule(data: st.DataObject) -> None:
 GOOD = WORLD.leaf().public_bytes(Encoding.DER)
 
 
+def test_a_leaf_that_points_to_another_crl_is_refused() -> None:
+    assert accepted(WORLD.chain(), crl_url=CRL_URL)
+    assert broken(WORLD.chain(), crl_url="https://other.example.org/crl") == "crl_distribution"
+
+
 def test_every_rule_says_what_it_is_for() -> None:
     for label, rule in (*LEAF_RULES, *PATH_RULES):
         assert rule.__doc__, label
