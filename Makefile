@@ -1,0 +1,54 @@
+# kmsd: `make demo` shows it, `make test` tests it, both set up all they need.
+#
+#   make demo [ONCE=1]   the whole main job on this machine, step by step
+#   make test [T=...]    every test (T: what pytest should be given instead)
+#   make lint            style, types, layers, generated code
+#   make protos          regenerate the gRPC code
+#   make clean           remove what was made here
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+SUDO   := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+MODULE ?= /usr/lib/softhsm/libsofthsm2.so
+
+.PHONY: demo test lint protos setup setup-test clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n '3,7s/^# \{0,3\}//p' Makefile
+
+demo: setup
+	@$(BIN)/kmsd demo $(if $(ONCE),--once)
+
+test: setup-test
+	$(BIN)/pytest $(or $(T),--cov --cov-report=term:skip-covered)
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	protos/generate --check
+
+protos: setup
+	protos/generate
+
+setup: $(VENV)/.installed
+	@[ -e $(MODULE) ] || softhsm/install-debian softhsm2
+
+setup-test: setup
+	@softhsm/install-debian pebble secsipidx openssl opensc
+
+$(VENV)/.installed: constraints.txt pyproject.toml client/pyproject.toml protos/pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo "kmsd needs Python 3.11 or later; set PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || softhsm/install-debian python3-venv
+	@echo "Setting up $(VENV) (about a minute)"
+	@$(PYTHON) -m venv $(VENV)
+	@PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check \
+	    -e protos -e client -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) bench demo .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
