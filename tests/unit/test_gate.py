@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from kmsd import tnauthlist
 from kmsd.certs import spki_sha256
 from kmsd.errors import Invalid, PeerRefused
-from kmsd.gate import LEAF_RULES, LONGEST, SHORTEST, Accepted, accept
+from kmsd.gate import Accepted, accept
+from kmsd.leaf import LEAF_RULES, LONGEST, SHORTEST
 from kmsd.path import CLOCK_SKEW, PATH_RULES
 from tests.unit.sti import (
     CRL_URL,
