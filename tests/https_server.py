@@ -1,6 +1,5 @@
 """Any ASGI application over real HTTPS on a free loopback port, for as long as a test needs it."""
 
-import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -28,13 +27,13 @@ async def serving(app: ASGIApp, certificate: Signer, folder: Path) -> AsyncItera
         access_log=False,
         timeout_graceful_shutdown=1,
     )
+    config.load()
+    # Not `serve`: its loop looks ten times a second whether it is to stop, and tests are many.
     server = uvicorn.Server(config)
+    server.lifespan = config.lifespan_class(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        running = asyncio.create_task(server.serve(sockets=[listener]))
-        while not server.started:  # noqa: ASYNC110  uvicorn has a flag and no event
-            await asyncio.sleep(0.01)
+        await server.startup(sockets=[listener])
         try:
             yield f"https://127.0.0.1:{listener.getsockname()[1]}"
         finally:
-            server.should_exit = True
-            await running
+            await server.shutdown(sockets=[listener])
