@@ -5,6 +5,7 @@ public names. Nothing here knows what is stored.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -63,13 +64,17 @@ class Sqlite:
 
     @contextlib.contextmanager
     def acting(self, token: str) -> Iterator[None]:
-        """Be the one keeper on this store. Raises Precondition KEEPER_ALREADY_RUNNING.
+        """Be the one keeper on this store. Raises Precondition KEEPER_ALREADY_RUNNING, or as
+        `engine` when the lock file cannot be made.
 
         The lock is the kernel's (flock), so it ends with the process however that ends.
         token: label of the HSM token this keeper acts on; named to whom it refuses.
         """
         lock = self.path.with_name(self.path.name + ".keeper")
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise self._unusable(error) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -164,7 +169,12 @@ class Sqlite:
                 next_step=f"install -d -m 0700 -o kmsd {self.path.parent}",
             ) from None
         except OSError as error:
-            raise _cannot_open(self.path, error.strerror or "") from error
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: OSError) -> KmsdError:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _disk_full(self.path)
+        return _cannot_open(self.path, error.strerror or "")
 
 
 def _with_wal(connection: sqlite3.Connection, _record: object) -> None:

@@ -375,6 +375,14 @@ def test_a_killed_keeper_leaves_no_lock(url: str) -> None:
             pass
 
 
+def test_a_lock_that_cannot_be_made_is_refused_in_words(path: Path) -> None:
+    with open_at(path) as store:
+        (path.parent / "kmsd.db.keeper").mkdir()
+        with pytest.raises(Misconfigured) as refusal, store.acting("kmsd"):
+            pass
+        assert refusal.value.reason == "STORE_CANNOT_OPEN"
+
+
 def test_many_processes_may_open_an_empty_store_at_once(url: str) -> None:
     code = "import sys; from kmsd.store import Store; Store.open(sys.argv[1]).close()"
     openers = [subprocess.Popen([sys.executable, "-c", code, url]) for _ in range(3)]

@@ -416,3 +416,43 @@ async def test_a_check_that_fails_itself_hides_no_other(
     assert ("folders", "It could not be checked (ZeroDivisionError).") in errors(findings)
     assert "s3cret" not in str(findings)
     assert of(findings, "hsm")[0].level is Level.OK
+
+
+async def test_a_secret_that_is_none_is_told_of(site: Site) -> None:
+    site.table["issuers.ca"]["eab_key_id"] = "kid"
+    site.table["issuers.ca"]["eab_mac_key"] = private(site.folder / "mac", "not base64url!")
+    password = private(site.folder / "password", "x")
+    os.chmod(password, 0o644)
+    site.table["authorities.us"]["password"] = password
+    said = [one for one in await site.check() if one.level is Level.ERROR]
+    assert {one.what for one in said} == {"secrets", "authority us"}
+    assert f"chmod 0600 {password}" in [one.next_step for one in said]
+    assert "not base64url!" not in str(said)
+
+
+async def test_tokens_from_files_need_no_login(site: Site, lab: Lab) -> None:
+    site.table["authorities.us"] |= {"token_file": "tokens/{spc}", "user": "", "password": ""}
+    logins = [one for one in lab.requests() if one["path"].endswith("/login")]
+    found = of(await site.check(), "authority us")
+    assert found[0].message == "SPC tokens are imported from files."
+    site.table["authorities.us"]["url"] = ""
+    assert of(await site.check(), "authority us") == found[:1]
+    assert logins == [one for one in lab.requests() if one["path"].endswith("/login")]
+
+
+async def test_object_storage_is_left_to_the_first_chain(site: Site) -> None:
+    site.table["repository"]["url"] = "s3://chains/acme"
+    found = of(await site.check(), "repository")
+    assert found[0].level is Level.OK
+    assert "s3://chains" in found[0].message
+
+
+async def test_the_file_of_a_certificate_must_hold_one(site: Site) -> None:
+    site.table["signer.tls"]["certificate"] = private(site.folder / "c.pem", "no certificate")
+    assert any("holds no certificates" in message for _, message in errors(await site.check()))
+
+
+async def test_a_missing_root_stops_only_its_own_check(site: Site) -> None:
+    site.table["authorities.us"]["root"] = "none.pem"
+    found = errors(await site.check())
+    assert {what for what, _ in found} == {"tls", "authority us"}
