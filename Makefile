@@ -38,7 +38,7 @@ setup: $(VENV)/.installed
 	@[ -e $(MODULE) ] || softhsm/install-debian softhsm2
 
 setup-test: setup
-	@softhsm/install-debian pebble secsipidx openssl opensc
+	@softhsm/install-debian pebble secsipidx openssl opensc systemd
 
 $(VENV)/.installed: constraints.txt pyproject.toml client/pyproject.toml protos/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

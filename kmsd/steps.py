@@ -203,6 +203,7 @@ class Steps:
                 crl=trusted.crl.der if trusted.crl else None,
                 policy_oids=authority.policy_oids,
                 country=authority.country,
+                crl_url=self._counterparts.authority(profile.authority).crl_url,
             )
         except PeerRefused as error:
             path = self._keep(credential, issued.pem)
