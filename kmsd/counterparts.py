@@ -55,7 +55,9 @@ class Counterparts:
     async def open(self) -> None:
         """Reads the secrets and roots of every authority. Raises Misconfigured."""
         for name, settings in self._configuration.authorities.items():
-            password = secret(settings.password, f"authorities.{name}.password")
+            password = ""  # none is needed where tokens come from a file
+            if settings.password:
+                password = secret(settings.password, f"authorities.{name}.password")
             root = await asyncio.to_thread(Path(settings.root).read_text)
             authority = Authority(name, settings, password=password, root_pem=root)
             self._authorities[name] = await self._opened.enter_async_context(authority)
