@@ -1,0 +1,220 @@
+"""The screens of kmsctl: documents as rich renderables for people.
+
+Each function takes a document (or part of one) and the page, and makes no call. Programs take
+`--output json` instead: this text may change in any release.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from kmsd.ctl.output import (
+    Alarm,
+    Condition,
+    Credential,
+    Hsm,
+    Profile,
+    Signer,
+    StatusDocument,
+    Trouble,
+    TrustMaterial,
+)
+from kmsd.ctl.page import Page, count, duration, facts, iso, relative, table, text
+
+ON_ONE_SCREEN = 6
+"""Profiles that `status` lists, the most urgent first (twice as many where one takes one line);
+`profiles` lists them all."""
+
+_CONDITIONS = {
+    Condition.OK: ("all is well", "bold green"),
+    Condition.DEGRADED: ("degraded", "bold yellow"),
+    Condition.NEEDS_PERSON: ("needs a person", "bold red"),
+}
+_STATES = {"active": "green", "failed": "red", "doomed": "yellow", "destroyed": "dim"}
+
+
+def status(document: StatusDocument, page: Page) -> RenderableType:
+    """Keeper, HSM, signers, trust, alarms and the most urgent profiles on one screen."""
+    words, style = _CONDITIONS[document.condition]
+    up = ""
+    if document.started_at:
+        up = f", up {duration(int((document.now - document.started_at).total_seconds()))}"
+    rows: list[tuple[str, str, str]] = [
+        ("", words, style),
+        ("keeper", f"kmsd {document.version} on {document.keeper}{up}", ""),
+        ("hsm", _hsm(document.hsm), "" if document.hsm.usable else "red"),
+    ]
+    rows += [("signers", *line) for line in _signers(document.signers, document.epoch, page)]
+    rows += [("trust", *line) for material in document.trust for line in _trust(material, page)]
+    urgent = sorted(document.profiles, key=_urgency)
+    room = ON_ONE_SCREEN * 2 if page.roomy else ON_ONE_SCREEN
+    hidden = len(urgent[room:])
+    parts: list[RenderableType] = [facts(rows)]
+    for alarm in document.alarms:
+        parts += ["", _alarm(alarm, page)]
+    parts += ["", _profiles(urgent[:room], page)]
+    if hidden:
+        parts.append(text(f"and {count(hidden, 'more profile')}: kmsctl profiles", "dim"))
+    return Group(*parts)
+
+
+def profiles(listed: Iterable[Profile], page: Page) -> RenderableType:
+    """What each profile signs with, until when, the next step and what it waits for; below,
+    what holds up a credential that is on its way."""
+    several = tuple(listed)
+    held_up = [each.coming for each in several if each.coming and each.coming.trouble]
+    below = [line for coming in held_up for line in ("", _held_up(coming, page))]
+    return Group(_profiles(several, page), *below)
+
+
+def credentials(listed: Iterable[Credential], page: Page) -> RenderableType:
+    several = tuple(listed)
+    if not several:
+        return text("No credentials yet. Get a profile's first one: kmsctl enroll PROFILE")
+    columns = ["id", "profile", "SPC", "state", "valid until"]
+    if page.roomy:
+        columns += ["issuer", "serial"]
+    if page.wide:
+        columns += ["begun", "key id", "x5u"]
+    rows = table(*columns, "note", keep=(0, 2, 3, 4))
+    for credential in several:
+        cells = [
+            text(page.short(credential.id)),
+            text(credential.profile),
+            text(credential.spc),
+            text(credential.state, _STATES.get(credential.state, "")),
+            _until(credential, page),
+        ]
+        if page.roomy:
+            cells += [text(credential.issuer or "-"), text(credential.serial or "-")]
+        if page.wide:
+            begun = page.when(credential.created_at)
+            cells += [text(begun), text(credential.key_id), text(credential.x5u or "-")]
+        rows.add_row(*cells, text(_note(credential, page)))
+    return rows
+
+
+def trouble(about: Trouble, page: Page) -> RenderableType:
+    """Why it failed, the peer's words as they came, and what to do."""
+    rows = [("why", about.message, "red"), ("reason", about.reason, "")]
+    if about.problem:
+        rows.append(("peer said", about.problem, ""))
+    if about.artefact:
+        rows.append(("kept", about.artefact, ""))
+    if about.retry_at:
+        rows.append(("tried again", page.when(about.retry_at), ""))
+    if about.next_step:
+        rows.append(("next", about.next_step, "bold"))
+    return facts(rows)
+
+
+def _profiles(several: Sequence[Profile], page: Page) -> RenderableType:
+    if not several:
+        return text("No profiles are configured. Add one under [profiles] in kmsd.toml.")
+    last: tuple[str, ...]
+    if page.roomy:
+        last = ("coming", "next step", "waits for")
+    else:
+        last = ("next step, and what it waits for",)
+    rows = table("profile", "SPC", "signs with", "until", *last, keep=(1, 2, 3))
+    for profile in several:
+        active = profile.active
+        signs = text(page.short(active.id), "green") if active else text("nothing", "red")
+        until = _until(active, page)
+        coming = f"{page.short(profile.coming.id)} {profile.coming.state}" if profile.coming else ""
+        step = profile.next_step
+        if profile.next_step_at:
+            at = profile.next_step_at
+            step = f"{step} {relative(at, page.now)}{', ' if page.wide else chr(10)}{iso(at)}"
+        row = (text(profile.name), text(profile.spc), signs, until)
+        if page.roomy:
+            waits = text(profile.waits_for or "-")
+            rows.add_row(*row, text(coming or "-"), text(step or "-"), waits)
+        else:
+            waiting = f"waits for {profile.waits_for}" if profile.waits_for else ""
+            rows.add_row(*row, text("\n".join(filter(None, (coming, step, waiting))) or "-"))
+    return rows
+
+
+def _hsm(hsm: Hsm) -> str:
+    foreign = ""
+    if hsm.foreign_objects:
+        foreign = f", {count(hsm.foreign_objects, 'foreign object')} left alone"
+    if not hsm.usable:
+        return f"NOT USABLE: {hsm.trouble or 'no reason given'}"
+    serial = f" (serial {hsm.serial})" if hsm.serial else ""
+    module = f", {hsm.module}" if hsm.module else ""
+    return f"token {hsm.token}{serial}{module}: {count(hsm.keys, 'key')}{foreign}"
+
+
+def _signers(signers: tuple[Signer, ...], epoch: int, page: Page) -> list[tuple[str, str]]:
+    if not signers:
+        return [("none is running: systemctl start kmsd.target", "red")]
+    well = [signer for signer in signers if signer.alive and signer.epoch == epoch]
+    lines = [(f"{len(well)} of {len(signers)} sign under epoch {epoch}", "")]
+    for signer in signers:
+        if not signer.alive:
+            lines.append((f"#{signer.index} is down; systemd restarts it", "red"))
+        elif signer.epoch != epoch:
+            since = page.when(signer.acknowledged_at, "never acknowledged")
+            behind = f"#{signer.index} (pid {signer.pid}) is on epoch {signer.epoch}: {since}"
+            lines.append((behind, "yellow"))
+    return lines
+
+
+def _trust(material: TrustMaterial, page: Page) -> list[tuple[str, str]]:
+    listed = "no STI-CA list yet"
+    if material.list_fetched_at:
+        roots = count(material.roots, "root")
+        until = page.when(material.list_expires_at, "never")
+        listed = f"STI-CA list {material.sequence} with {roots}, expires {until}"
+    crl = "no CRL yet"
+    if material.crl_fetched_at:
+        crl = f"CRL {material.crl_number}, next {page.when(material.crl_next_update, 'unknown')}"
+    lines = [(f"{material.authority}: {listed}", ""), (f"{material.authority}: {crl}", "")]
+    if material.trouble:
+        lines.append((f"last refresh failed: {material.trouble}", "yellow"))
+    return lines
+
+
+def _alarm(alarm: Alarm, page: Page) -> RenderableType:
+    style = "red" if alarm.next_step else "yellow"
+    about = f" ({alarm.subject})" if alarm.subject else ""
+    since = f", since {page.when(alarm.since)}" if alarm.since else ""
+    rows = [("ALARM", f"{alarm.message}", style), ("reason", f"{alarm.reason}{about}{since}", "")]
+    if alarm.next_step:
+        rows.append(("next", alarm.next_step, "bold"))
+    return facts(rows)
+
+
+def _held_up(credential: Credential, page: Page) -> RenderableType:
+    short = page.short(credential.id)
+    heading = f"{credential.profile}: {short} is {credential.state} and did not get further"
+    if credential.state == "failed":
+        heading = f"{credential.profile}: {short} failed"
+    inner = trouble(credential.trouble, page) if credential.trouble else ""
+    return Group(text(heading, "bold"), inner)
+
+
+def _urgency(profile: Profile) -> tuple[bool, bool, float, str]:
+    """Sorts what cannot sign first, then what is in trouble, then by expiry."""
+    troubled = bool(profile.coming and profile.coming.trouble)
+    ends = profile.active.not_after if profile.active else None
+    return (profile.active is not None, not troubled, ends.timestamp() if ends else 0, profile.name)
+
+
+def _until(credential: Credential | None, page: Page) -> Text:
+    ends = credential.not_after if credential else None
+    return text(page.stacked(ends), "red" if ends and ends <= page.now else "")
+
+
+def _note(credential: Credential, page: Page) -> str:
+    notes = []
+    if credential.revocation:
+        notes.append(f"revoked: {credential.revocation.reason}")
+    if credential.destroy_at:
+        notes.append(f"key destroyed {page.brief(credential.destroy_at)}")
+    if credential.trouble:
+        notes.append(credential.trouble.reason or credential.trouble.message)
+    return "\n".join(notes) or "-"
