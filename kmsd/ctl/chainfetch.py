@@ -12,6 +12,8 @@ from kmsd.errors import Misconfigured, PeerRefused
 LONGEST_CHAIN = 64 * 1024
 """Bytes of a PEM chain that are read."""
 
+_HEADERS = {"Accept": "application/pem-certificate-chain", "Accept-Encoding": "identity"}
+
 
 def fetch(x5u: str, *, tls_ca: str, timeout: float) -> str:
     """The PEM text that `x5u` serves. tls_ca: PEM file that its HTTPS certificate must chain
@@ -26,8 +28,8 @@ def fetch(x5u: str, *, tls_ca: str, timeout: float) -> str:
     content = b""
     try:
         with (
-            httpx.Client(verify=context, timeout=timeout, follow_redirects=False) as client,
-            client.stream("GET", x5u, headers={"Accept-Encoding": "identity"}) as response,
+            httpx.Client(verify=context, timeout=timeout, trust_env=False) as client,
+            client.stream("GET", x5u, headers=_HEADERS, follow_redirects=False) as response,
         ):
             if response.status_code != 200:
                 redirect = response.has_redirect_location

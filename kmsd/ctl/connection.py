@@ -11,9 +11,10 @@ import pwd
 import socket
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import grpc
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from kmsapi.v1.admin_pb2_grpc import AdminStub
 
@@ -164,7 +165,8 @@ def _refusal(error: grpc.Call) -> KmsdError | None:
     status = status_pb2.Status()
     for key, value in error.trailing_metadata() or ():
         if key == _DETAILS and isinstance(value, bytes):
-            status = status_pb2.Status.FromString(value)
+            with suppress(DecodeError):
+                status = status_pb2.Status.FromString(value)
     info = error_details_pb2.ErrorInfo()
     retry = error_details_pb2.RetryInfo()
     for detail in status.details:

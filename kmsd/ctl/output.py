@@ -41,8 +41,8 @@ REVOCATION_CODES: dict[RevocationReason, int] = {
 
 
 class Trouble(Part, frozen=True, kw_only=True):
-    """Why the last attempt failed. problem: the peer's own words. artefact: a file of the
-    keeper that keeps what was issued but not accepted. retry_at: null when not tried again."""
+    """Why the last attempt failed. problem: the peer's own words. artefact: the keeper's file
+    of what was issued but not accepted. retry_at: null when not tried again."""
 
     reason: str
     message: str

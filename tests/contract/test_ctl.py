@@ -1,5 +1,6 @@
 """kmsctl as operators and programs run it, against an Admin service on a unix socket."""
 
+import contextlib
 import json
 import os
 import pty
@@ -463,7 +464,8 @@ def test_ctrl_c_at_the_question_changes_nothing(keeper: Keeper) -> None:
         _until(ours, "destroy it:")
         while run.poll() is None:  # a signal just before the read begins is not seen by it
             run.send_signal(signal.SIGINT)
-            time.sleep(0.1)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                run.wait(timeout=3)
         assert run.returncode == 130
         assert "Stopped before anything was changed." in _until(ours, "")
     os.close(ours)
