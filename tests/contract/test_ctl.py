@@ -423,6 +423,22 @@ def test_ctrl_c_stops_only_the_watching(keeper: Keeper) -> None:
     assert err.endswith(b"next: kmsctl credentials --profile alpha\n")
 
 
+def test_at_a_terminal_a_spinner_says_what_is_waited_for(keeper: Keeper) -> None:
+    keeper.steps = [
+        step(ACTIVE, "ordered", "Waiting for the STI-CA."),
+        step(ACTIVE, "active", "Every signer switched.", done=True),
+    ]
+    ours, theirs = pty.openpty()
+    with _started(keeper, "enroll", "alpha", stdout=theirs, environment={"TERM": "xterm"}) as run:
+        os.close(theirs)
+        shown = _until(ours, "")
+        assert run.wait(timeout=20) == 0
+    os.close(ours)
+    assert "\x1b[?25l" in shown  # the cursor is hidden while it turns
+    assert "\x1b[?25h" in shown
+    assert shown.count("Every signer switched.") >= 1
+
+
 # Asking before it is too late
 
 
