@@ -32,6 +32,7 @@ async def serving(app: ASGIApp, certificate: Signer, folder: Path) -> AsyncItera
     server = uvicorn.Server(config)
     server.lifespan = config.lifespan_class(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else 40 ms an answer
         await server.startup(sockets=[listener])
         try:
             yield f"https://127.0.0.1:{listener.getsockname()[1]}"

@@ -239,6 +239,15 @@ def test_ipv6_is_listened_on() -> None:
         assert listener.family is socket.AF_INET6
 
 
+def test_no_answer_waits_for_an_acknowledgement() -> None:
+    """asyncio leaves Nagle's algorithm on for sockets whose protocol was not named."""
+    with publicserver.listening("127.0.0.1:0") as listener:
+        with socket.create_connection(listener.getsockname()):
+            connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
