@@ -48,7 +48,11 @@ def test_a_half_need_not_tell_the_public_key(values: dict[Attribute, Any]) -> No
     assert keys.public_key_of(key) is None
 
 
-@pytest.mark.parametrize("point", [b"\x04", POINT[:-1], POINT[:-1] + b"?", b"\x04" + b"\xff" * 96])
+@pytest.mark.parametrize(
+    "point",
+    [b"\x04", POINT[:-1], POINT[:-1] + bytes([POINT[-1] ^ 1]), b"\x04" + b"\xff" * 96],
+    ids=["nothing", "short", "off the curve", "P-384"],
+)
 def test_a_key_on_no_or_another_curve_is_refused(point: bytes) -> None:
     key: Any = Told({Attribute.EC_POINT: point})
     with pytest.raises(errors.Misconfigured):
