@@ -142,6 +142,7 @@ class Deferred(Value, frozen=True):
     message: str
     next_step: str = ""
     retry_after: int = 0
+    problem: str = ""
 
 
 class Ended(Value, frozen=True):
@@ -323,4 +324,5 @@ def _trouble(before: Trouble | None, deferred: Deferred, now: int) -> Trouble:
         attempts=attempts,
         retry_at=now + pause,
         next_step=deferred.next_step,
+        problem=deferred.problem,
     )

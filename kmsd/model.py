@@ -166,7 +166,10 @@ State = (
 
 
 class Trouble(Value, frozen=True):
-    """The last attempt did not succeed and will be repeated at `retry_at`."""
+    """The last attempt did not succeed and will be repeated at `retry_at`.
+
+    problem: the peer's own words, where it was a peer.
+    """
 
     reason: str
     message: str
@@ -174,6 +177,7 @@ class Trouble(Value, frozen=True):
     attempts: int
     retry_at: int
     next_step: str = ""
+    problem: str = ""
 
 
 class Revocation(Value, frozen=True):

@@ -38,6 +38,10 @@ from kmsd.settings import Configuration, CsrCrldp, Profile, X5uSource
 from kmsd.spctoken import SpcToken
 from kmsd.switch import Switch
 
+HOPELESS = frozenset(
+    {"X5U_TAKEN", "PRIVATE_KEY_REFUSED", "CHAIN_NOT_PUBLISHABLE", "VERIFICATION_FAILED"}
+)
+"""Reasons for which a certificate will never be of use; another one may be."""
 CANARY_TN = "12015550100"
 """A number set aside for fiction: the canary PASSporT calls nobody."""
 
@@ -72,24 +76,38 @@ class Steps:
         """Does `action` and says what came of it; never raises a KmsdError.
 
         A refusal before there is a certificate ends the credential. A certificate that is there
-        is not given up: whatever stands in its way is tried again.
+        is not given up as long as it can be of use: what stands in its way is tried again.
         """
         try:
             return await self._perform(credential, action)
-        except (Unavailable, Misconfigured) as error:
-            wait = int(error.retry_after) if isinstance(error, Unavailable) else 0
-            return do.Deferred(error.reason, error.message, error.next_step, wait)
         except KmsdError as error:
-            if not isinstance(credential.state, New | Keyed | Ordered | Authorized | Finalizing):
-                return do.Deferred(error.reason, error.message, error.next_step)
-            return do.Ended(
+            if self._ends(credential, error):
+                return do.Ended(
+                    error.reason,
+                    error.message,
+                    destroy_at=self._clock() + self._hold(credential),
+                    next_step=error.next_step,
+                    problem=_words(error),
+                    artefact=error.metadata.get("artefact", ""),
+                )
+            return do.Deferred(
                 error.reason,
                 error.message,
-                destroy_at=self._clock() + self._hold(credential),
-                next_step=error.next_step,
-                problem=error.problem if isinstance(error, PeerRefused) else "",
-                artefact=error.metadata.get("artefact", ""),
+                error.next_step,
+                retry_after=int(error.retry_after) if isinstance(error, Unavailable) else 0,
+                problem=_words(error),
             )
+
+    def _ends(self, credential: Credential, error: KmsdError) -> bool:
+        match credential.state:
+            case Issued(certificate=certificate) | Published(certificate=certificate):
+                return error.reason in HOPELESS or certificate.not_after <= self._clock()
+            case New() | Keyed() | Ordered() | Authorized() | Finalizing():
+                # Absence is not deletion: another token may be in the slot.
+                absent = error.reason == "HSM_KEY_ABSENT"
+                return not (absent or isinstance(error, Unavailable | Misconfigured))
+            case _:
+                return False
 
     async def _perform(self, credential: Credential, action: Action) -> Outcome:
         match action, credential.state:
@@ -121,13 +139,14 @@ class Steps:
         profile = self._profile(credential)
         name = profile.issuers[0]
         rules = self._configuration.issuers[name].resolved()
-        self._tokens[credential.id] = await self._spc_token(credential, name)
+        token = await self._spc_token(credential, name)
         not_before = self._clock() if rules.validity_days else None
         not_after = self._clock() + rules.validity_days * DAY if rules.validity_days else None
         async with self._counterparts.issuer(credential.profile, name) as (acme, _):
             order = await acme.new_order(
                 tnauthlist.spc_list(profile.spc), not_before=not_before, not_after=not_after
             )
+        self._tokens[credential.id] = token
         return do.OrderPlaced(name, order.url)
 
     async def _spc_token(self, credential: Credential, issuer: str) -> SpcToken:
@@ -153,9 +172,11 @@ class Steps:
             token = self._tokens.pop(credential.id, None)
             return (token or await self._spc_token(credential, issuer)).jwt
 
-        async with self._counterparts.issuer(credential.profile, issuer) as (acme, _):
-            await acme.authorize(order_url, spc_token)
-        self._tokens.pop(credential.id, None)
+        try:
+            async with self._counterparts.issuer(credential.profile, issuer) as (acme, _):
+                await acme.authorize(order_url, spc_token)
+        finally:
+            self._tokens.pop(credential.id, None)
         return do.OrderReady()
 
     async def _finalize(
@@ -292,6 +313,11 @@ class Steps:
     def _hold(self, credential: Credential) -> int:
         profile = self._configuration.profiles.get(credential.profile)
         return int(profile.policy.hold_key_days * DAY) if profile else DAY
+
+
+def _words(error: KmsdError) -> str:
+    """The peer's own, where it was a peer."""
+    return error.problem if isinstance(error, PeerRefused) else error.metadata.get("problem", "")
 
 
 def _origid() -> str:

@@ -120,6 +120,7 @@ def credential_message(credential: Credential, *, full: bool = False) -> pb.Cred
         message.trouble_reason = credential.trouble.reason
         message.trouble = credential.trouble.message
         message.next_step = credential.trouble.next_step
+        message.problem = credential.trouble.problem
         message.retry_at = credential.trouble.retry_at
     if credential.revocation is not None:
         message.revoked_at = credential.revocation.at
@@ -163,7 +164,7 @@ def signer_message(seen: Seen) -> pb.SignerStatus:
         index=said.index,
         alive=seen.alive,
         pid=said.pid,
-        epoch=said.epoch,
+        epoch=max(0, said.epoch),
         acknowledged_at=said.at,
         profiles=said.profiles,
     )
