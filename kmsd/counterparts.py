@@ -17,7 +17,7 @@ from kmsd import jose
 from kmsd.acme.client import Acme
 from kmsd.authority import Authority
 from kmsd.config import secret
-from kmsd.errors import Misconfigured
+from kmsd.errors import Misconfigured, PeerRefused, Unavailable
 from kmsd.hsm import Hsm, new_key_id
 from kmsd.hsmthread import HsmThread
 from kmsd.model import Account
@@ -57,8 +57,10 @@ class Counterparts:
         for name, settings in self._configuration.authorities.items():
             password = ""  # none is needed where tokens come from a file
             if settings.password:
+                password = ""
+            if settings.password:  # none is needed where SPC tokens come from a file
                 password = secret(settings.password, f"authorities.{name}.password")
-            root = await asyncio.to_thread(Path(settings.root).read_text)
+            root = await asyncio.to_thread(_root, name, settings.root)
             authority = Authority(name, settings, password=password, root_pem=root)
             self._authorities[name] = await self._opened.enter_async_context(authority)
 
@@ -93,10 +95,23 @@ class Counterparts:
             mac_key=jose.b64url_decode(mac) if mac else None,
         ) as acme:
             url = await acme.ensure_account()
-            if url != account.url:
+            known = url == account.url
+            if not known:
                 account = replace(account, url=url)
                 await asyncio.to_thread(self._store.save_account, account)
-            yield acme, account
+            try:
+                yield acme, account
+            except PeerRefused as error:
+                if not known or error.reason != "ACME_ACCOUNT_DOES_NOT_EXIST":
+                    raise
+                # The same key at another directory, or a STI-CA that lost its memory.
+                await asyncio.to_thread(self._store.save_account, replace(account, url=""))
+                raise Unavailable(
+                    error.reason,
+                    f"{error.message} It is made anew.",
+                    problem=error.problem,
+                    issuer=name,
+                ) from error
 
     async def account(self, profile: str, issuer: str) -> Account:
         """The account with its key made; its CKA_ID is stored before the key exists."""
@@ -111,3 +126,15 @@ class Counterparts:
                 account = replace(account, birth=birth)
                 await asyncio.to_thread(self._store.save_account, account)
             return account
+
+
+def _root(name: str, path: str) -> str:
+    try:
+        return Path(path).read_text("ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        what = error.strerror if isinstance(error, OSError) else "it is not PEM"
+        raise Misconfigured(
+            "ROOT_UNREADABLE",
+            f"root of authority {name} cannot be read: {path}: {what}.",
+            next_step="Write the path of the STI-PA's root certificate in PEM.",
+        ) from error
