@@ -180,7 +180,7 @@ class Admin(admin_pb2_grpc.AdminServicer):
                 credential=credential.id,
             )
         if credential.revocation is not None:
-            return credential
+            return await self._keeper.revoked(credential, credential.revocation)
         leaf = certs.leaf_der(certificate.chain)
         async with self._counterparts.issuer(credential.profile, certificate.issuer) as (acme, _):
             await acme.revoke(leaf, request.reason)
@@ -249,7 +249,7 @@ class Admin(admin_pb2_grpc.AdminServicer):
             message.crl_number = crl.number
             message.crl_fetched_at = crl.fetched_at
             message.crl_next_update = crl.next_update
-        if (trouble := self._anchors.trouble.get(name)) is not None:
+        if (trouble := self._anchors.trouble(name)) is not None:
             message.trouble = str(trouble)
         return message
 

@@ -5,6 +5,7 @@ decided by `trust` and `crl`; here it is only fetched, kept and handed out.
 """
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable
 
 import structlog
@@ -36,8 +37,15 @@ class Anchors:
         self._store = store
         self._counterparts = counterparts
         self._clock = clock
-        self._turn = asyncio.Lock()
-        self.trouble: dict[str, KmsdError] = {}
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._setbacks: dict[tuple[str, str], tuple[int, KmsdError]] = {}
+
+    def trouble(self, authority: str) -> KmsdError | None:
+        """Why the last refresh failed, if it did."""
+        for what in ("list", "crl"):
+            if (setback := self._setbacks.get((authority, what))) is not None:
+                return setback[1]
+        return None
 
     async def material(self, authority: str) -> Material:
         """The last good material, refreshed when it is due.
@@ -48,7 +56,7 @@ class Anchors:
         await self.refresh(authority)
         trust_list = await asyncio.to_thread(self._store.trust_list, authority)
         crl = await asyncio.to_thread(self._store.revocation_list, authority)
-        why = self.trouble.get(authority)
+        why = self.trouble(authority)
         because = f" {why.message}" if why else ""
         if trust_list is None:
             raise Unavailable(
@@ -78,28 +86,45 @@ class Anchors:
 
     async def refresh(self, authority: str) -> None:
         """Fetches what is due. Never raises: what went wrong is in `trouble`."""
-        async with self._turn:
-            try:
-                await self._refresh(authority)
-                self.trouble.pop(authority, None)
-            except KmsdError as error:
-                if authority not in self.trouble:
-                    log.warning("trust_refresh", authority=authority, reason=error.reason)
-                self.trouble[authority] = error
+        async with self._turns[authority]:
+            # The CRL also when the list is not to be had: each is the last good one for itself.
+            for what, fetch in (("list", self._list), ("crl", self._crl)):
+                now = self._clock()
+                try:
+                    await fetch(authority, now)
+                except KmsdError as error:
+                    if (authority, what) not in self._setbacks:
+                        log.warning(
+                            "trust_refresh", authority=authority, what=what, reason=error.reason
+                        )
+                    self._setbacks[authority, what] = (now, error)
 
-    async def _refresh(self, authority: str) -> None:
-        now = self._clock()
-        last_list = await asyncio.to_thread(self._store.trust_list, authority)
-        last_crl = await asyncio.to_thread(self._store.revocation_list, authority)
-        if last_list is None or _due(now, last_list.fetched_at, LIST_EVERY, last_list.expires):
-            fresh = await self._counterparts.authority(authority).trust_list(last_list, now)
-            await asyncio.to_thread(self._store.save_trust_list, fresh)
-            log.info("trust_list", authority=authority, sequence=fresh.sequence)
-        if last_crl is None or _due(now, last_crl.fetched_at, CRL_EVERY, last_crl.next_update):
-            revoked = await self._counterparts.authority(authority).crl(last_crl, now)
-            await asyncio.to_thread(self._store.save_revocation_list, revoked)
-            log.info("crl", authority=authority, number=revoked.number)
+    async def _list(self, authority: str, now: int) -> None:
+        last = await asyncio.to_thread(self._store.trust_list, authority)
+        if last and not self._due(
+            authority, "list", now, last.fetched_at + LIST_EVERY, last.expires
+        ):
+            return
+        fresh = await self._counterparts.authority(authority).trust_list(last, now)
+        await asyncio.to_thread(self._store.save_trust_list, fresh)
+        self._setbacks.pop((authority, "list"), None)
+        log.info("trust_list", authority=authority, sequence=fresh.sequence)
 
+    async def _crl(self, authority: str, now: int) -> None:
+        last = await asyncio.to_thread(self._store.revocation_list, authority)
+        if last and not self._due(
+            authority, "crl", now, last.fetched_at + CRL_EVERY, last.next_update
+        ):
+            return
+        fresh = await self._counterparts.authority(authority).crl(last, now)
+        await asyncio.to_thread(self._store.save_revocation_list, fresh)
+        self._setbacks.pop((authority, "crl"), None)
+        log.info("crl", authority=authority, number=fresh.number)
 
-def _due(now: int, fetched_at: int, every: int, ends: int) -> bool:
-    return now >= fetched_at + every or now >= ends - RETRY_EVERY
+    def _due(self, authority: str, what: str, now: int, next_look: int, ends: int) -> bool:
+        """Whether to ask now. After a failure not again at once, as long as the last one will do:
+        whoever waits for the answer would wait for a dead STI-PA each time."""
+        if now < min(next_look, ends - RETRY_EVERY):
+            return False
+        failed_at, _ = self._setbacks.get((authority, what), (-RETRY_EVERY, None))
+        return now >= min(failed_at + RETRY_EVERY, ends)
