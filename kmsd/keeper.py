@@ -16,6 +16,8 @@ from msgspec.structs import replace
 from kmsd.enrollment import (
     DAY,
     ON_THE_WAY,
+    Action,
+    Deferred,
     DestroyAsked,
     Outcome,
     RestoreAsked,
@@ -74,18 +76,23 @@ class Keeper:
         self._switch = switch
         self._clock = clock
         self._movers: dict[str, asyncio.Task[None]] = {}
+        self._awake: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._slots = asyncio.Semaphore(PROFILES_AT_ONCE)
         self._listeners: dict[str, set[asyncio.Queue[News]]] = {}
 
     async def run(self) -> None:
         """Keeps everything current until it is cancelled."""
-        credentials = await asyncio.to_thread(self._store.credentials)
-        configured = [c for c in credentials if c.profile in self._profiles]
-        await self._switch.reconcile(configured)
+        reconciled = False
         try:
             while True:
-                await self._tick()
+                try:
+                    if not reconciled:  # before anything moves: the store says what is active
+                        await self._reconcile()
+                        reconciled = True
+                    await self._tick()
+                except KmsdError as error:  # store or keyring: nothing was changed
+                    log.error("tick", reason=error.reason, message=error.message)
                 await asyncio.sleep(self._tick_seconds)
         finally:
             movers = list(self._movers.values())
@@ -94,7 +101,8 @@ class Keeper:
             await asyncio.gather(*movers, return_exceptions=True)
 
     async def begin(self, profile: str, *, rotate: bool) -> Credential:
-        """Starts a new credential and sets it moving; gives the one that is on its way already.
+        """Starts a new credential and sets it moving; gives the one that is on its way already,
+        and tries its next step at once: whoever asks again has changed something.
 
         Raises NotFound (PROFILE_UNKNOWN), Precondition (PROFILE_ACTIVE: rotate instead;
         PROFILE_NOT_ENROLLED: enroll instead).
@@ -112,6 +120,7 @@ class Keeper:
             for credential in credentials:
                 if isinstance(credential.state, ON_THE_WAY):
                     self.move(credential.id)
+                    self._awake[credential.id].set()
                     return credential
             _check_begin(profile, credentials, rotate=rotate)
             credential = Credential(
@@ -150,21 +159,28 @@ class Keeper:
         return await self.apply(credential, RestoreAsked(), "restore")
 
     async def revoked(self, credential: Credential, revocation: Revocation) -> Credential:
-        """Stores that the STI-CA took a revocation; an active one signs no more."""
-        credential = replace(credential, revocation=revocation)
-        what = Event(
-            revocation.at,
-            "revoke",
-            profile=credential.profile,
-            credential=credential.id,
-            detail={"reason": str(revocation.reason)},
-        )
-        if isinstance(credential.state, Active):
-            await self._switch.withdraw(credential.profile)
-            credential = advance(
-                credential, Superseded(self._destroy_at(credential.profile)), self._clock()
+        """Stores that the STI-CA took a revocation; an active one signs no more.
+
+        Raises Unavailable (SIGNER_BEHIND, and as the keyring's): it is stored, and asking again
+        finishes it.
+        """
+        if credential.revocation is None:
+            credential = replace(credential, revocation=revocation)
+            if isinstance(credential.state, Active):
+                credential = advance(
+                    credential, Superseded(self._destroy_at(credential.profile)), self._clock()
+                )
+            what = Event(
+                revocation.at,
+                "revoke",
+                profile=credential.profile,
+                credential=credential.id,
+                detail={"reason": str(revocation.reason)},
             )
-        return await asyncio.to_thread(self._store.save, credential, what)
+            credential = await asyncio.to_thread(self._store.save, credential, what)
+        # After it is stored: a keeper that dies here withdraws it when it starts.
+        await self._switch.withdraw(credential)
+        return credential
 
     async def apply(self, credential: Credential, outcome: Outcome, verb: str) -> Credential:
         """Advances a credential that does not move by itself."""
@@ -185,8 +201,10 @@ class Keeper:
             news = News(self._clock(), now, now.trouble.reason if now.trouble else "")
             yield news
             while isinstance(news.credential.state, ON_THE_WAY):
+                told = news.credential.version
                 news = await queue.get()
-                yield news
+                if news.credential.version > told:  # it may have been stored and told meanwhile
+                    yield news
         finally:
             listeners.discard(queue)
             if not listeners:
@@ -198,7 +216,19 @@ class Keeper:
         if mover is None or mover.done():
             task = asyncio.create_task(self._move(credential_id))
             self._movers[credential_id] = task
-            task.add_done_callback(lambda _: self._movers.pop(credential_id, None))
+            task.add_done_callback(lambda ended: self._moved(credential_id, ended))
+
+    def _moved(self, credential_id: str, mover: asyncio.Task[None]) -> None:
+        if self._movers.get(credential_id) is mover:
+            del self._movers[credential_id]
+            self._awake.pop(credential_id, None)
+        if not mover.cancelled() and (defect := mover.exception()) is not None:
+            log.error("mover_broke", credential=credential_id, exc_info=defect)
+
+    async def _reconcile(self) -> None:
+        credentials = await asyncio.to_thread(self._store.credentials)
+        configured = [c for c in credentials if c.profile in self._profiles]
+        await self._switch.reconcile(configured)
 
     async def _tick(self) -> None:
         """Makes the plan of every profile, and moves whatever has something to do."""
@@ -224,14 +254,37 @@ class Keeper:
                 if isinstance(action, Wait):
                     if not isinstance(credential.state, ON_THE_WAY):
                         return
-                    await asyncio.sleep(min(max(action.until - self._clock(), 0.2), 60))
-                    continue
+                    if not await self._woken(credential_id, action.until):
+                        continue
+                    action = next_action(replace(credential, trouble=None), self._clock())
                 async with self._slots:
-                    outcome = await self._steps.perform(credential, action)
+                    outcome = await self._perform(credential, action)
                 await self._persist(credential, outcome, type(action).__name__)
             except KmsdError as error:  # the store: nothing was changed, the step is repeated
                 log.error("not_stored", credential=credential_id, reason=error.reason)
                 await asyncio.sleep(5)
+
+    async def _woken(self, credential_id: str, until: int) -> bool:
+        """Waits; whether somebody wants the next step now."""
+        awake = self._awake[credential_id]
+        try:
+            await asyncio.wait_for(awake.wait(), min(max(until - self._clock(), 0.2), 60))
+        except TimeoutError:
+            return False
+        awake.clear()
+        return True
+
+    async def _perform(self, credential: Credential, action: Action) -> Outcome:
+        try:
+            return await self._steps.perform(credential, action)
+        except Exception:
+            # A defect. The credential stays where it is, visibly in trouble, and so do the others.
+            log.exception("step_broke", credential=credential.id, action=type(action).__name__)
+            return Deferred(
+                "INTERNAL",
+                f"The keeper could not carry out {type(action).__name__}: a defect of kmsd.",
+                next_step="Report it with the keeper's log: journalctl -u kmsd-keeper",
+            )
 
     async def _persist(self, credential: Credential, outcome: Outcome, action: str) -> None:
         now = self._clock()

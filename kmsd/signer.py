@@ -22,7 +22,7 @@ from kmsd.lanes import Lanes
 from kmsd.listen import Listener
 from kmsd.live import Live
 from kmsd.login import open_hsm
-from kmsd.presence import Acknowledgement, Presence
+from kmsd.presence import NOT_SERVING, Acknowledgement, Presence
 from kmsd.settings import Configuration
 from kmsd.signing import SERVICE, Signing
 
@@ -64,6 +64,7 @@ class Process:
     async def run(self) -> int:
         settings = self._configuration.signer
         with Presence(self._run, self._index) as presence:
+            self._speak(presence, NOT_SERVING, 0, "It is starting.")
             listener = Listener([SERVICE], share_port=True)
             grants = Grants(self._configuration.callers)
             signing = Signing(grants, settings, self._configuration.profiles)
@@ -106,7 +107,8 @@ class Process:
                     signing.opened(live, lanes)
                     await listener.set_serving(True)
                     log.info("serving", epoch=live.epoch, profiles=len(live))
-                self._speak(presence, live.epoch, len(live), trouble)
+                epoch = live.epoch if signing.is_open else NOT_SERVING
+                self._speak(presence, epoch, len(live), trouble)
                 await asyncio.sleep(FOLLOW_EVERY)
         finally:
             await asyncio.to_thread(lanes.close)
@@ -120,7 +122,7 @@ class Process:
             except (Unavailable, Misconfigured) as error:
                 if signing.closed(error):
                     log.error("hsm_not_usable", reason=error.reason, message=str(error))
-                self._speak(presence, 0, 0, str(error))
+                self._speak(presence, NOT_SERVING, 0, str(error))
                 await asyncio.sleep(1.0)
 
     async def _follow(self, reader: KeyringReader, live: Live) -> str:

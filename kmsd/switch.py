@@ -12,7 +12,7 @@ from pathlib import Path
 from kmsd.errors import Unavailable
 from kmsd.keyring import Entry, KeyringWriter
 from kmsd.model import Active, Credential, Published
-from kmsd.presence import seen
+from kmsd.presence import NOT_SERVING, seen
 from kmsd.store import Store
 
 ACKNOWLEDGED_WITHIN = 10.0
@@ -46,11 +46,12 @@ class Switch:
         await self._acknowledged(epoch)
         return epoch
 
-    async def withdraw(self, profile: str) -> None:
-        """No signer signs for `profile` any more."""
-        if profile in self._writer.entries:
-            await self._write([], [profile])
-            await self._acknowledged(self._writer.epoch)
+    async def withdraw(self, credential: Credential) -> None:
+        """No signer signs with the credential any more. Raises Unavailable as `activate`."""
+        entry = self._writer.entries.get(credential.profile)
+        if entry is not None and entry.credential == credential.id:
+            await self._write([], [credential.profile])
+        await self._acknowledged(self._writer.epoch)
 
     async def reconcile(self, credentials: Iterable[Credential]) -> None:
         """Brings the keyring in line with the store: after a crash, a restore, a new host.
@@ -86,7 +87,8 @@ class Switch:
             behind = [
                 one.acknowledgement.index
                 for one in seen(self._run)
-                if one.alive and one.acknowledgement.epoch < epoch
+                # One that does not serve yet reads the newest keyring before it does.
+                if one.alive and NOT_SERVING < one.acknowledgement.epoch < epoch
             ]
             if not behind:
                 return
