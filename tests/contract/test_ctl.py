@@ -609,19 +609,24 @@ def _commands() -> list[str]:
     return [str(command.name) for command in application().registered_commands]
 
 
+@contextlib.contextmanager
 def _started(
     keeper: Keeper,
     *arguments: str,
     environment: dict[str, str] | None = None,
     **streams: Any,
-) -> subprocess.Popen[bytes]:
+) -> Iterator[subprocess.Popen[bytes]]:
     variables = os.environ | {"COLUMNS": "100"} | (environment or {})
-    return subprocess.Popen(
+    with subprocess.Popen(
         [KMSCTL, "--keeper", keeper.address, *arguments],
         env=variables,
         start_new_session=True,
         **streams,
-    )
+    ) as run:
+        try:
+            yield run
+        finally:
+            run.kill()  # a test that failed does not wait for it
 
 
 def _until(terminal: int, words: str) -> str:
