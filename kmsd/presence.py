@@ -15,7 +15,6 @@ import msgspec
 from kmsd.errors import Misconfigured
 from kmsd.model import Value
 
-
 NOT_SERVING = -1
 """In place of an epoch."""
 
@@ -23,7 +22,8 @@ NOT_SERVING = -1
 class Acknowledgement(Value, frozen=True):
     """One signer's word. at, started_at: seconds UTC. profiles: how many it can sign for.
 
-    epoch: NOT_SERVING before it has a keyring to sign with. trouble: why it does not serve, empty when it does.
+    epoch: NOT_SERVING before it has a keyring to sign with. trouble: why it does not serve, empty
+    when it does.
     """
 
     index: int
