@@ -2,8 +2,8 @@
 
 A call that is refused ends with a gRPC status carrying google.rpc.ErrorInfo (reason, domain
 `kmsd`, metadata) in `grpc-status-details-bin`, as grpcurl and every gRPC library show it; one
-item of a frame gets the same facts as a kmsapi.v1.Refusal. Anything that is not a KmsdError is
-a defect: the caller learns no more than INTERNAL.
+item of a frame gets the same facts as a kmsapi.v1.Refusal. What is no KmsdError is a defect: the
+caller learns no more than INTERNAL (`listen` catches those).
 """
 
 from typing import NoReturn
@@ -17,8 +17,11 @@ from kmsapi.v1.signing_pb2 import Refusal
 
 from kmsd.errors import DOMAIN, KmsdError, PeerRefused, Unavailable
 
-LONGEST_METADATA = 1024
-"""Characters of one metadata value: trailers have little room."""
+LONGEST_TEXT = 1024
+"""Bytes of the message and of one metadata value."""
+LARGEST_STATUS = 3072
+"""Bytes of a whole status. It travels in the trailers, of which gRPC takes 8 KiB, in base64, and
+its message a second time, percent-encoded."""
 
 
 async def abort(context: grpc.aio.ServicerContext[object, object], error: KmsdError) -> NoReturn:
@@ -33,22 +36,23 @@ async def abort(context: grpc.aio.ServicerContext[object, object], error: KmsdEr
 
 
 def rich_status(error: KmsdError) -> Status:
-    """google.rpc.Status with ErrorInfo, and RetryInfo where a time is known."""
-    status = Status(code=code_number(error), message=str(error))
-    _pack(
-        status.details.add(), ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=_facts(error))
-    )
-    if isinstance(error, Unavailable) and error.retry_after > 0:
-        delay = Duration()
-        delay.FromNanoseconds(int(error.retry_after * 1e9))
-        _pack(status.details.add(), RetryInfo(retry_delay=delay))
+    """google.rpc.Status with ErrorInfo, and RetryInfo where a time is known.
+
+    Texts are cut, all of them alike, until it is no larger than LARGEST_STATUS.
+    """
+    longest = LONGEST_TEXT
+    while (status := _status(error, longest)).ByteSize() > LARGEST_STATUS and longest > 1:
+        longest //= 2
     return status
 
 
 def refusal(error: KmsdError) -> Refusal:
     """The same facts for one item of a frame."""
     return Refusal(
-        code=code_number(error), reason=error.reason, message=str(error), metadata=_facts(error)
+        code=code_number(error),
+        reason=error.reason,
+        message=_cut(str(error), LONGEST_TEXT),
+        metadata=_facts(error, LONGEST_TEXT),
     )
 
 
@@ -58,13 +62,29 @@ def code_number(error: KmsdError) -> int:
     return number
 
 
-def _facts(error: KmsdError) -> dict[str, str]:
+def _status(error: KmsdError, longest: int) -> Status:
+    status = Status(code=code_number(error), message=_cut(str(error), longest))
+    facts = _facts(error, longest)
+    _pack(status.details.add(), ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=facts))
+    if isinstance(error, Unavailable) and error.retry_after > 0:
+        delay = Duration()
+        delay.FromNanoseconds(int(error.retry_after * 1e9))
+        _pack(status.details.add(), RetryInfo(retry_delay=delay))
+    return status
+
+
+def _facts(error: KmsdError, longest: int) -> dict[str, str]:
     facts = dict(error.metadata)
     if error.next_step:
         facts["next_step"] = error.next_step
     if isinstance(error, PeerRefused) and error.problem:
         facts["problem"] = error.problem
-    return {name: value[:LONGEST_METADATA] for name, value in facts.items()}
+    return {name: _cut(value, longest) for name, value in facts.items()}
+
+
+def _cut(text: str, longest: int) -> str:
+    """At most `longest` bytes of UTF-8; what cannot be UTF-8 (a strange path) becomes `?`."""
+    return text.encode("utf-8", "replace")[:longest].decode("utf-8", "ignore")
 
 
 def _pack(into: Any, message: ErrorInfo | RetryInfo) -> None:
