@@ -1,17 +1,23 @@
-"""gRPC servers of kmsd: addresses, mutual TLS, health and reflection.
+"""gRPC servers of kmsd: addresses, mutual TLS, health, reflection, and what an error becomes.
 
 What the signer's and the keeper's servers have in common; neither of their services is here.
 """
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from functools import wraps
 from pathlib import Path
+from typing import Any, TypeAlias, cast
 
 import grpc
+import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from kmsd.answers import abort
 from kmsd.config import secret
-from kmsd.errors import Misconfigured
+from kmsd.errors import KmsdError, Misconfigured
 from kmsd.settings import Tls
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -19,25 +25,32 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 LARGEST_MESSAGE = 1 << 20
 """Bytes of one request; a frame of 256 PASSporTs is about 50 KiB."""
 
+Context = grpc.aio.ServicerContext[Any, Any]
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic for type checkers alone
+log = structlog.get_logger()
+
 
 class Listener:
     """A gRPC server with the standard services. Bind it, add services, start it.
 
-    services: full names, for reflection and health.
+    services: full names, for reflection and health. share_port: one of several processes on the
+    same address; connections are then ended after a while, so that clients spread anew.
     """
 
     def __init__(self, services: Sequence[str], *, share_port: bool) -> None:
-        self.server = grpc.aio.server(
-            options=[
-                ("grpc.so_reuseport", int(share_port)),
-                ("grpc.max_receive_message_length", LARGEST_MESSAGE),
-                ("grpc.max_connection_age_ms", 600_000),  # clients spread over new signers
+        options: list[tuple[str, Any]] = [
+            ("grpc.so_reuseport", int(share_port)),
+            ("grpc.max_receive_message_length", LARGEST_MESSAGE),
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+            ("grpc.max_concurrent_streams", 1000),
+        ]
+        if share_port:
+            options += [
+                ("grpc.max_connection_age_ms", 600_000),  # gRPC adds a jitter of a tenth
                 ("grpc.max_connection_age_grace_ms", 30_000),
-                ("grpc.keepalive_time_ms", 30_000),
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-                ("grpc.max_concurrent_streams", 1000),
             ]
-        )
+        self.server = grpc.aio.server(options=options, interceptors=[Answering()])
         self._services = services
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
@@ -65,9 +78,87 @@ class Listener:
 
 
 def server_credentials(tls: Tls) -> grpc.ServerCredentials:
-    """Mutual TLS: clients without a certificate of `tls.ca` do not get in."""
+    """Mutual TLS: clients without a certificate of `tls.ca` do not get in. Raises Misconfigured."""
     return grpc.ssl_server_credentials(
-        [(secret(tls.key, "tls.key").encode(), Path(tls.certificate).read_bytes())],
-        root_certificates=Path(tls.ca).read_bytes(),
+        [(secret(tls.key, "tls.key").encode(), _pem(tls.certificate, "tls.certificate"))],
+        root_certificates=_pem(tls.ca, "tls.ca"),
         require_client_auth=True,
     )
+
+
+class Answering(grpc.aio.ServerInterceptor):
+    """Lets services raise: a KmsdError ends the call as `answers` says.
+
+    Anything else is a defect: it is logged, and the caller learns no more than INTERNAL (gRPC
+    itself would send the exception's text).
+    """
+
+    def __init__(self) -> None:
+        self._handlers: dict[str, Handler] = {}
+
+    async def intercept_service(
+        self,
+        continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]",
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        """The handler of a call, wrapped; the same for every call of a method."""
+        method = handler_call_details.method
+        if method not in self._handlers:
+            handler = await continuation(handler_call_details)
+            if handler is None:  # there is no such method: names of strangers are not kept
+                return cast(Handler, None)
+            self._handlers[method] = _answering(handler, method)
+        return self._handlers[method]
+
+
+def _answering(handler: Handler, method: str) -> Handler:
+    shape = ("stream" if handler.request_streaming else "unary") + (
+        "_stream" if handler.response_streaming else "_unary"
+    )
+    behaviour = getattr(handler, shape)
+    wrapped: Any
+    if inspect.isasyncgenfunction(behaviour):
+
+        @wraps(behaviour)
+        async def wrapped(request: Any, context: Context) -> AsyncIterator[Any]:
+            try:
+                async with aclosing(behaviour(request, context)) as messages:
+                    async for message in messages:
+                        yield message
+            except Exception as error:
+                await _end(context, method, error)
+
+    else:
+
+        @wraps(behaviour)
+        async def wrapped(request: Any, context: Context) -> Any:
+            try:
+                return await behaviour(request, context)
+            except Exception as error:
+                await _end(context, method, error)
+
+    make = getattr(grpc, f"{shape}_rpc_method_handler")
+    made: Handler = make(wrapped, handler.request_deserializer, handler.response_serializer)
+    return made
+
+
+async def _end(context: Context, method: str, error: Exception) -> None:
+    match error:
+        case grpc.aio.AbortError():  # the call has ended already
+            raise error
+        case KmsdError():
+            await abort(context, error)
+        case _:
+            log.error("defect", method=method, exc_info=error)
+            await context.abort(grpc.StatusCode.INTERNAL, "A defect of kmsd; its log says more.")
+
+
+def _pem(path: str, name: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise Misconfigured(
+            "TLS_FILE_UNREADABLE",
+            f"{name}: the file {path} cannot be read ({error.strerror}).",
+            next_step="`kmsd check` looks at all TLS files.",
+        ) from error

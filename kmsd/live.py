@@ -2,42 +2,51 @@
 
 Changed only between two steps of the event loop, so a frame that took its key signs under one
 epoch to the end. An entry whose key the HSM does not have (or has differently) does not replace
-one that works; it is reported as trouble.
+one that works; it is reported as trouble and looked for again.
 """
 
 import asyncio
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from kmsd import passport
 from kmsd.errors import KmsdError, NotFound
 from kmsd.keyring import Delta, Entry, Snapshot
-from kmsd.lanes import Lanes
+from kmsd.lanes import Handles, Lanes
 
 PPTS = ("shaken", "base", "div", "rph", "rcd")
 WATCHER_BACKLOG = 10_000
-FRAME_PASSES_IN = 60.0
-"""Seconds; far longer than any frame lives."""
+LOOKED_FOR_AT_ONCE = 16
+"""Missing keys that one `look_again` searches for: each search may cost the lanes 30 ms."""
+
+Change = tuple[int, Entry | None, str]
+LOST: Change = (-1, None, "")
 
 
 class Key:
-    """One entry with its protected headers already encoded, one for each PASSporT type."""
+    """One entry, its key in every lane, and its protected headers encoded for each PASSporT type.
 
-    __slots__ = ("entry", "headers")
+    Raises KmsdError when its x5u cannot stand in a header.
+    """
 
-    def __init__(self, entry: Entry) -> None:
+    __slots__ = ("entry", "handles", "headers")
+
+    def __init__(self, entry: Entry, handles: Handles) -> None:
         self.entry = entry
+        self.handles = handles
         self.headers = {ppt: passport.header_segment(ppt, entry.x5u) for ppt in PPTS}
 
 
 class Live:
-    """The keys of one signer, followed by watchers."""
+    """The keys of one signer, followed by watchers.
+
+    trouble: for each profile whose newest entry cannot be signed with, why.
+    """
 
     def __init__(self, lanes: Lanes) -> None:
         self._lanes = lanes
         self._keys: dict[str, Key] = {}
-        self._uses: Counter[str] = Counter()
+        self._missing: dict[str, Entry] = {}
         self._watchers: set[asyncio.Queue[Change]] = set()
         self.epoch = 0
         self.trouble: dict[str, KmsdError] = {}
@@ -57,43 +66,48 @@ class Live:
                 profile=profile[:64],
             ) from None
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> list[Entry]:
         """All that can be signed with, in no order."""
-        return (key.entry for key in list(self._keys.values()))
+        return [key.entry for key in self._keys.values()]
 
     async def follow(self, news: Snapshot | list[Delta]) -> None:
         """Takes over what the keyring says: keys are loaded first, then everything switches."""
         if isinstance(news, Snapshot):
             wanted = {entry.profile for entry in news.entries}
-            gone = [profile for profile in self._keys if profile not in wanted]
+            gone = (self._keys.keys() | self._missing.keys()) - wanted
             await self._switch(news.epoch, news.entries, gone)
             return
         for delta in news:
             await self._switch(delta.epoch, delta.entries, delta.withdrawn)
 
-    async def _switch(self, epoch: int, entries: Iterable[Entry], gone: Iterable[str]) -> None:
+    async def look_again(self) -> None:
+        """Looks for some of the keys that were missing: HSMs replicate in their own time."""
+        missing = list(self._missing.values())[:LOOKED_FOR_AT_ONCE]
+        if missing:
+            await self._switch(self.epoch, missing, ())
+
+    async def _switch(self, epoch: int, entries: Sequence[Entry], gone: Iterable[str]) -> None:
         changed = [entry for entry in entries if self._entry(entry.profile) != entry]
-        failed = await self._lanes.load(changed)
-        keys = [Key(entry) for entry in changed if entry.key_id not in failed]
+        loaded = await self._lanes.load(changed)
+        keys = [_key(entry, handles) for entry, handles in zip(changed, loaded, strict=True)]
         # From here to the end nothing awaits: this is the switch.
-        for entry in changed:
-            self.trouble.pop(entry.profile, None)
-            if entry.key_id in failed:
-                self.trouble[entry.profile] = failed[entry.key_id]
-        for key in keys:
-            self._drop(self._keys.get(key.entry.profile))
-            self._keys[key.entry.profile] = key
-            self._uses[key.entry.key_id] += 1
-            self._tell((epoch, key.entry, ""))
-        for profile in gone:
+        for profile in (*(entry.profile for entry in entries), *gone):
+            self._missing.pop(profile, None)
             self.trouble.pop(profile, None)
-            if (old := self._keys.pop(profile, None)) is not None:
-                self._drop(old)
+        for entry, key in zip(changed, keys, strict=True):
+            if isinstance(key, KmsdError):
+                self._missing[entry.profile] = entry  # at the end: the others have their turn
+                self.trouble[entry.profile] = key
+            else:
+                self._keys[entry.profile] = key
+                self._tell((epoch, entry, ""))
+        for profile in gone:
+            if self._keys.pop(profile, None) is not None:
                 self._tell((epoch, None, profile))
         self.epoch = epoch
 
     @contextmanager
-    def watch(self) -> Iterator["asyncio.Queue[Change]"]:
+    def watch(self) -> Iterator[asyncio.Queue[Change]]:
         """A queue of changes from now on: (epoch, entry, "") or (epoch, None, withdrawn profile).
 
         A watcher that does not read loses its queue: it sees `LOST` and must begin anew.
@@ -109,20 +123,7 @@ class Live:
         key = self._keys.get(profile)
         return key.entry if key else None
 
-    def _drop(self, old: Key | None) -> None:
-        if old is None:
-            return
-        key_id = old.entry.key_id
-        self._uses[key_id] -= 1
-        # A frame may still be on its way to a lane with the old key: let it pass first.
-        asyncio.get_running_loop().call_later(FRAME_PASSES_IN, self._forget_unused, key_id)
-
-    def _forget_unused(self, key_id: str) -> None:
-        if self._uses[key_id] <= 0:
-            del self._uses[key_id]
-            self._lanes.forget(key_id)
-
-    def _tell(self, change: "Change") -> None:
+    def _tell(self, change: Change) -> None:
         for queue in list(self._watchers):
             try:
                 queue.put_nowait(change)
@@ -132,5 +133,10 @@ class Live:
                 queue.put_nowait(LOST)
 
 
-Change = tuple[int, Entry | None, str]
-LOST: Change = (-1, None, "")
+def _key(entry: Entry, handles: Handles | KmsdError) -> Key | KmsdError:
+    if isinstance(handles, KmsdError):
+        return handles
+    try:
+        return Key(entry, handles)
+    except KmsdError as error:
+        return error

@@ -25,8 +25,8 @@ from kmsapi.v1.signing_pb2 import (
 )
 
 from kmsd import passport, settings
-from kmsd.access import Grant, Grants, PeerGrants
-from kmsd.answers import abort, refusal
+from kmsd.access import PLAINTEXT, UNIX, Grant, Grants, PeerGrants, certificate_identities
+from kmsd.answers import refusal
 from kmsd.claims import claims_of
 from kmsd.errors import Exhausted, Invalid, KmsdError, Precondition, Unavailable
 from kmsd.keyring import Entry
@@ -38,7 +38,10 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Signing(signing_pb2_grpc.SigningServicer):
-    """The service of one signer. Closed until `opened` gives it something to sign with."""
+    """The service of one signer. Closed until `opened` gives it something to sign with.
+
+    Its methods raise KmsdError; the listener makes statuses of them.
+    """
 
     def __init__(self, grants: Grants, signer: settings.Signer, profiles: Collection[str]) -> None:
         self._grants = grants
@@ -69,12 +72,11 @@ class Signing(signing_pb2_grpc.SigningServicer):
 
     async def Sign(self, request: SignRequest, context: Context) -> SignResponse:
         """Unary: what is refused as a whole, or alone in its frame, is the call's status."""
-        try:
-            epoch, outcomes = await self._frame(request, self._peer(context))
-            if len(outcomes) == 1 and isinstance(outcomes[0], KmsdError):
-                raise outcomes[0]
-        except KmsdError as error:
-            await abort(context, error)
+        if context.time_remaining() == 0:  # under overload: nobody waits for this one any more
+            raise Unavailable("DEADLINE_PASSED", "The deadline passed before this call's turn.")
+        epoch, outcomes = await self._frame(request, self._peer(context))
+        if len(outcomes) == 1 and isinstance(outcomes[0], KmsdError):
+            raise outcomes[0]
         return _response(request.sequence, epoch, outcomes)
 
     async def SignStream(
@@ -96,34 +98,29 @@ class Signing(signing_pb2_grpc.SigningServicer):
         """What the caller's profiles sign with, `synced`, and then every change."""
         peer = self._peer(context)
         chosen = frozenset(request.profiles)
-        try:
-            live, _ = self._opened()
-            for profile in chosen:
-                peer.for_profile(profile)
-                if profile not in self._profiles:  # one that is configured may become active
-                    live.key(profile)
-        except KmsdError as error:
-            await abort(context, error)
+        live, _ = self._opened()
+        for profile in chosen:
+            peer.for_profile(profile)
+            if profile not in self._profiles:  # one that is configured may become active
+                live.key(profile)
 
         def concerns(profile: str) -> bool:
             return profile in chosen if chosen else peer.may_see(profile)
 
         with live.watch() as changes:
+            start = live.epoch  # it may go on while these are sent; what it changes comes after
             for entry in live.entries():
                 if concerns(entry.profile):
-                    yield CredentialEvent(epoch=live.epoch, active=_active(entry))
-            yield CredentialEvent(epoch=live.epoch, synced=Synced())
-            while (change := await changes.get()) != LOST:
+                    yield CredentialEvent(epoch=start, active=_active(entry))
+            yield CredentialEvent(epoch=start, synced=Synced())
+            while (change := await changes.get()) is not LOST:
                 epoch, entry_or_none, withdrawn = change
                 if entry_or_none is not None:
                     if concerns(entry_or_none.profile):
                         yield CredentialEvent(epoch=epoch, active=_active(entry_or_none))
                 elif concerns(withdrawn):
                     yield CredentialEvent(epoch=epoch, withdrawn=withdrawn)
-        await abort(
-            context,
-            Exhausted("WATCHER_TOO_SLOW", "Changes were not read in time; watch again."),
-        )
+        raise Exhausted("WATCHER_TOO_SLOW", "Changes were not read in time; watch again.")
 
     async def _frame(
         self, request: SignRequest, peer: PeerGrants
@@ -146,7 +143,7 @@ class Signing(signing_pb2_grpc.SigningServicer):
                 drafts.append(draft)
                 outcomes.append(draft.signed)
         if drafts:
-            signatures = await lanes.sign(key.entry.key_id, [draft.digest for draft in drafts])
+            signatures = await lanes.sign(key.handles, [draft.digest for draft in drafts])
             for draft, signature in zip(drafts, signatures, strict=True):
                 draft.signed.identity = passport.identity(
                     draft.header, draft.payload, signature, key.entry.x5u, draft.ppt
@@ -203,15 +200,15 @@ class _Draft:
 
 
 def identities(context: Context) -> list[str]:
-    """Who calls: the URIs and DNS names of the client certificate and `CN=<common name>`.
-
-    A caller on a unix socket is `unix`, one without TLS `plaintext`.
-    """
+    """Who calls, as [[callers]] names them: by the client certificate, or by the way they came."""
     facts = context.auth_context()
     if facts.get("transport_security_type") != [b"ssl"]:
-        return ["unix" if context.peer().startswith("unix:") else "plaintext"]
-    names = [name.decode() for name in facts.get("x509_subject_alternative_name", ())]
-    return names + [f"CN={name.decode()}" for name in facts.get("x509_common_name", ())]
+        return [UNIX if context.peer().startswith("unix:") else PLAINTEXT]
+    return certificate_identities(
+        uris=facts.get("peer_uri", ()),
+        dns_names=facts.get("peer_dns", ()),
+        common_names=facts.get("x509_common_name", ()),
+    )
 
 
 def _response(sequence: int, epoch: int, outcomes: Sequence[Signed | KmsdError]) -> SignResponse:
