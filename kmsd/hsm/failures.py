@@ -26,7 +26,15 @@ def translated(token: str) -> Iterator[None]:
 
 def translate(error: pkcs11.PKCS11Error, token: str) -> KmsdError:
     """The error to raise for `error`, with metadata ckr and token."""
-    ckr = ckr_name(error)
+    return _meant(ckr_name(error), token)
+
+
+def translated_code(code: int, token: str) -> KmsdError:
+    """The same for a return code got without python-pkcs11."""
+    return _meant(code_name(code), token)
+
+
+def _meant(ckr: str, token: str) -> KmsdError:
     make, reason, sentence, next_step = _MEANINGS.get(ckr, _UNKNOWN)
     return make(
         reason, f"HSM {token!r}: {sentence} ({ckr}).", next_step=next_step, ckr=ckr, token=token
@@ -59,15 +67,35 @@ def code_name(code: int) -> str:
 
 _NAMES = {
     0x2: "CKR_HOST_MEMORY",
+    0x3: "CKR_SLOT_ID_INVALID",
     0x5: "CKR_GENERAL_ERROR",
     0x6: "CKR_FUNCTION_FAILED",
     0x7: "CKR_ARGUMENTS_BAD",
     0x9: "CKR_NEED_TO_CREATE_THREADS",
     0xA: "CKR_CANT_LOCK",
+    0x20: "CKR_DATA_INVALID",
+    0x21: "CKR_DATA_LEN_RANGE",
     0x30: "CKR_DEVICE_ERROR",
+    0x31: "CKR_DEVICE_MEMORY",
     0x32: "CKR_DEVICE_REMOVED",
+    0x50: "CKR_FUNCTION_CANCELED",
+    0x54: "CKR_FUNCTION_NOT_SUPPORTED",
+    0x60: "CKR_KEY_HANDLE_INVALID",
+    0x62: "CKR_KEY_SIZE_RANGE",
+    0x63: "CKR_KEY_TYPE_INCONSISTENT",
     0x68: "CKR_KEY_FUNCTION_NOT_PERMITTED",
+    0x70: "CKR_MECHANISM_INVALID",
+    0x71: "CKR_MECHANISM_PARAM_INVALID",
+    0x82: "CKR_OBJECT_HANDLE_INVALID",
+    0x90: "CKR_OPERATION_ACTIVE",
+    0x91: "CKR_OPERATION_NOT_INITIALIZED",
+    0xB0: "CKR_SESSION_CLOSED",
+    0xB1: "CKR_SESSION_COUNT",
     0xB3: "CKR_SESSION_HANDLE_INVALID",
+    0xE0: "CKR_TOKEN_NOT_PRESENT",
+    0xE1: "CKR_TOKEN_NOT_RECOGNIZED",
+    0x101: "CKR_USER_NOT_LOGGED_IN",
+    0x150: "CKR_BUFFER_TOO_SMALL",
     0x190: "CKR_CRYPTOKI_NOT_INITIALIZED",
     0x191: "CKR_CRYPTOKI_ALREADY_INITIALIZED",
 }

@@ -5,6 +5,7 @@ and relies on the process's one login, which `token` owns; closing it logs nobod
 Nothing recovers here: an Unavailable means that the process is to be replaced.
 """
 
+import ctypes
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,7 +16,8 @@ from pkcs11 import ObjectHandleInvalid, PKCS11Error
 
 from kmsd.errors import Precondition
 from kmsd.hsm import keys
-from kmsd.hsm.failures import lost, translate, translated
+from kmsd.hsm.cryptoki import Signing
+from kmsd.hsm.failures import lost, translated, translated_code
 from kmsd.hsm.objects import Pair, absent, every_pair, find_pair
 
 
@@ -28,14 +30,17 @@ class Handle:
 
     key_id: str
     spki_sha256: str
-    _sign: Callable[..., bytes] = field(repr=False)
+    _number: ctypes.c_ulong = field(repr=False)
 
 
 class Session:
     """Lent out by `Hsm.session`. Not thread-safe: one thread uses it."""
 
-    def __init__(self, session: pkcs11.Session, token: str, probe: Callable[[], None]) -> None:
+    def __init__(
+        self, session: pkcs11.Session, signing: Signing, token: str, probe: Callable[[], None]
+    ) -> None:
         self._session = session
+        self._signing = signing
         self._token = token
         self._probe = probe
         self._index: dict[bytes, Pair] | None = None
@@ -49,10 +54,9 @@ class Session:
         keys.check_digest(digest)
         if not self._open:  # the module gives its handle numbers to others by now
             raise lost("HSM_CLOSED", "the session has been closed", self._token)
-        try:
-            signature = handle._sign(digest, mechanism=keys.ECDSA, buffer_size=_BUFFER)
-        except PKCS11Error as error:
-            raise translate(error, self._token) from error
+        signature = self._signing(handle._number, digest)
+        if isinstance(signature, int):
+            raise translated_code(signature, self._token)
         return keys.raw_signature(signature)
 
     def load(self, key_id: str, spki_sha256: str) -> Handle:
@@ -105,7 +109,4 @@ class Session:
                 token=self._token,
                 spki_sha256=found,
             )
-        return Handle(key_id, found, key.sign)
-
-
-_BUFFER = 144  # bytes for a signature, raw or DER; python-pkcs11 would clear 8 192 for each
+        return Handle(key_id, found, ctypes.c_ulong(key.handle))

@@ -119,7 +119,9 @@ class Hsm:
     def session(self) -> Session:
         """A new session for one signing thread; whoever asked closes it. Raises as `probe`."""
         with self._reading():
-            session = Session(self._token.open(), self.info.token, self.probe)
+            opened: Any = self._token.open()
+            signing = self._module.signing(opened.handle)
+            session = Session(opened, signing, self.info.token, self.probe)
             self._sessions.add(session)
             return session
 
