@@ -80,13 +80,15 @@ _E164 = re.compile(r"[1-9][0-9]{0,14}")
 _DIALLED = re.compile(r"[1-9#*][0-9#*]{0,14}")
 _SEPARATORS = str.maketrans("", "", "-.() ")
 _HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9-]+)*\.?|\[[0-9A-Fa-f:.]+\])"
+# ASCII: else the long s is an s, the Kelvin sign a k, and one name has two spellings.
+_ANY_CASE = re.IGNORECASE | re.ASCII
 # RFC 3261 section 25.1: unreserved, escaped and user-unreserved, then what is dropped.
 _USER = r"(?:[A-Za-z0-9_.!~*'()&=+$,;?/-]|%[0-9A-Fa-f]{2})+"
 _DROPPED = r"(?::[0-9]{1,5})?(?:[;?][A-Za-z0-9_.!~*'()\[\]/?:&+$;=%-]*)?"
 _SIP = re.compile(
-    rf"(sips?):({_USER})(?::[A-Za-z0-9_.!~*'()&=+$,%-]*)?@({_HOST}){_DROPPED}", re.IGNORECASE
+    rf"(sips?):({_USER})(?::[A-Za-z0-9_.!~*'()&=+$,%-]*)?@({_HOST}){_DROPPED}", _ANY_CASE
 )
-_SERVICE = re.compile(r"urn:service:[a-z][a-z0-9-]*(?:\.[a-z0-9-]+)*", re.IGNORECASE)
+_SERVICE = re.compile(r"urn:service:[a-z][a-z0-9-]*(?:\.[a-z0-9-]+)*", _ANY_CASE)
 _ESCAPE = re.compile(r"%([0-9a-f]{2})")
 _AUTHORITY = rf"https://{_HOST}(?::[0-9]{{1,5}})?"
 _HTTPS = re.compile(rf"{_AUTHORITY}(?:[/?][A-Za-z0-9._~!$&'()*+,;=:@%/?-]*)?")

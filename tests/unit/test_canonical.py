@@ -95,6 +95,11 @@ def test_uris_lose_all_but_scheme_user_and_host(text: str, canonical: str) -> No
         'sip:"@c',
         "sip:a@b\r\n",
         "sip:é@b",
+        "\u017fip:alice@example.com",  # a long s, which has an S as its capital
+        "sip:\u212aate@example.com",  # the Kelvin sign, which has a k as its small letter
+        "sip:alice@exam\u017fple.com",
+        "sip:\u0130x@example.com",
+        "urn:\u017fervice:sos",
         "sip:a@-",
         "urn:service:",
         "sip:" + "a" * URI_LIMIT + "@b",
