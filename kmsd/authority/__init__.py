@@ -78,7 +78,7 @@ class Authority:
         wanted = spctoken.Wanted(spc_tkvalue, fingerprint, self._settings.min_token_seconds)
         if self._settings.token_file:
             path = tokenfile.path(self._settings.token_file, profile, spc)
-            answer, advice = await tokenfile.read(path), tokenfile.NEXT_STEP
+            answer, advice = await tokenfile.read(path, wanted), tokenfile.NEXT_STEP
         else:
             answer, advice = await self._requested(account_id, wanted, now), ""
         signed = spctoken.read(answer.token, advice)

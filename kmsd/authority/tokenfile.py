@@ -8,7 +8,7 @@ import asyncio
 from pathlib import Path
 
 from kmsd.errors import Misconfigured, Unavailable
-from kmsd.spctoken import Answer, read_answer
+from kmsd.spctoken import Answer, Wanted, read_answer
 
 NEXT_STEP = "Fetch a new SPC token from the STI-PA for this account key, and replace the file."
 
@@ -27,15 +27,19 @@ def path(template: str, profile: str, spc: str) -> Path:
     return Path(template.replace("{profile}", profile).replace("{spc}", spc))
 
 
-async def read(file: Path) -> Answer:
-    """What the file holds. Raises Unavailable (SPC_TOKEN_FILE_MISSING), Misconfigured."""
+async def read(file: Path, wanted: Wanted) -> Answer:
+    """What the file holds. wanted: what is to be asked for at the STI-PA, while it is missing.
+
+    Raises Unavailable (SPC_TOKEN_FILE_MISSING), Misconfigured.
+    """
     try:
         text = await asyncio.to_thread(_text, file)
     except FileNotFoundError as error:
         raise Unavailable(
             "SPC_TOKEN_FILE_MISSING",
             f"There is no SPC token in {file}.",
-            next_step="Fetch one from the STI-PA and put it there; kmsd tries again.",
+            next_step=f"Fetch one from the STI-PA for tkvalue {wanted.tkvalue} and fingerprint"
+            f" {wanted.fingerprint}, and put it there; kmsd tries again.",
         ) from error
     except OSError as error:
         raise _unreadable(f"{file}: {error.strerror}.") from error
