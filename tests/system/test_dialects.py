@@ -1,0 +1,153 @@
+"""Every preset against a hostile lab that speaks that STI-CA's dialect and no other.
+
+And the STI-PA's dialects, with an SPC token that a person brings in a file instead.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from kmsd.lab import Lab, running_lab
+from tests.contract.tokens import read_identity
+from tests.lab.parties import Subscriber, new_key, web
+from tests.system import judges
+from tests.system.key_room import KeyRoom, Table
+
+HOSTILE: Table = {
+    "bad_nonce_share": 0.3,
+    "delay_seconds": 0.2,
+    "noise": True,
+    "retry_after": 0,
+}
+DIALECTS: dict[str, Table] = {
+    "rfc": {},
+    "peeringhub": {
+        "encoding": "base64",
+        "challenge_field": "atc",
+        "fingerprint": "spki",
+        "empty_payload": "protected_only",
+        "chain_media_type": "application/pem",
+        "challenge_token": False,
+    },
+    "martini": {
+        "encoding": "base64",
+        "challenge_field": "atc",
+        "fingerprint": "spki",
+        "eab": "required",
+        "order_x5u": True,
+        "x5u_header": True,
+    },
+    "acme2certifier": {"encoding": "base64", "challenge_field": "atc"},
+}
+"""What the lab is switched to, by the preset that must cope with it."""
+
+
+PAS: dict[str, tuple[Table, Table]] = {
+    "bearer": (
+        {"authorization": "bearer", "body": "bare"},
+        {"pa_authorization": "bearer", "pa_body": "bare"},
+    ),
+    "basic": ({"authorization": "basic"}, {"pa_authorization": "basic"}),
+    "open": ({}, {"pa_list_needs_login": False, "crl_der": True}),
+}
+"""STI-PAs: the settings of an authority, and what the lab is switched to."""
+SPCS = ["1234", *(f"{number}X" for number in range(101, 101 + len(DIALECTS) + len(PAS)))]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with running_lab(tmp_path_factory.mktemp("lab"), spcs=SPCS, calm=True) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def room(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeyRoom]:
+    """One deployment with an issuer for each preset and an authority for each STI-PA."""
+    issuers: dict[str, Table] = {preset: {"preset": preset} for preset in DIALECTS}
+    issuers["martini"] |= {"eab_key_id": lab.facts.eab_kid, "eab_mac_key": lab.facts.eab_mac_file}
+    room = KeyRoom(
+        tmp_path_factory.mktemp("room"),
+        lab,
+        profiles={preset: {"issuers": [preset]} for preset in DIALECTS}
+        | {name: {"authority": name} for name in PAS}
+        | {"mistaken": {"issuers": ["rfc"]}},
+        issuers=issuers,
+        authorities={"plain": {}} | {name: settings for name, (settings, _) in PAS.items()},
+    )
+    with room.running():
+        yield room
+
+
+@pytest.fixture(autouse=True)
+def hostile(room: KeyRoom, lab: Lab) -> Iterator[None]:
+    lab.set(**HOSTILE)
+    yield
+    lab.reset()
+
+
+@pytest.mark.parametrize("preset", DIALECTS)
+def test_a_profile_is_enrolled_in_the_dialect_of(
+    preset: str, room: KeyRoom, lab: Lab, tmp_path: Path
+) -> None:
+    lab.set(**DIALECTS[preset])
+    active = room.enrolled(preset)
+    identity = room.sign(preset)
+    assert room.kmsctl("verify", identity, "--authority", "plain").code == 0
+    hosted_by_the_sti_ca = "/hosted/" in active["x5u"]
+    assert hosted_by_the_sti_ca == (preset == "martini")
+    chain = judges.fetch(lab, active["x5u"]).text
+    assert judges.openssl_says(lab, chain, tmp_path) == "OK"
+    assert judges.secsipidx_says(lab, identity, active["x5u"], tmp_path) == "ok"
+    subject = x509.load_pem_x509_certificates(chain.encode())[0].subject.rfc4514_string()
+    # martini's CSR has no subject: the STI-CA makes it.
+    assert (f"{preset.title()} Telecom" in subject) == (preset != "martini")
+
+
+@pytest.mark.parametrize("authority", PAS)
+def test_a_profile_is_enrolled_with_an_sti_pa_that_is(
+    authority: str, room: KeyRoom, lab: Lab
+) -> None:
+    lab.set(**PAS[authority][1])
+    room.enrolled(authority)
+    room.sign(authority)
+
+
+def test_the_wrong_dialect_is_refused_in_the_sti_cas_own_words(room: KeyRoom, lab: Lab) -> None:
+    lab.set(**DIALECTS["acme2certifier"])
+    refused = room.kmsctl("enroll", "mistaken")
+    assert (refused.code, refused.last["reason"]) == (4, "ACME_MALFORMED")
+    assert "identifier" in refused.last["metadata"]["problem"]
+    assert "preset" in refused.last["next_step"]
+    lab.set(**DIALECTS["rfc"], encoding="base64url", challenge_field="tkauth")
+    room.enrolled("mistaken")
+
+
+def test_an_spc_token_that_a_person_brings_in_a_file_is_checked_and_used(
+    lab: Lab, tmp_path: Path
+) -> None:
+    """For hosts that the STI-PA does not let in: kmsd says what to ask it for, and waits."""
+    lab.set(pa_list_needs_login=False)
+    file = tmp_path / "tokens" / "1234"
+    file.parent.mkdir()
+    offline: Table = {"token_file": f"{file.parent}/{{spc}}", "user": "", "password": ""}
+    room = KeyRoom(tmp_path / "room", lab, authorities={"lab": offline})
+    with room.running(), web(lab.facts) as client:
+        subscriber = Subscriber(lab.facts, client)
+        with room.following("enroll", "acme") as enrolling:
+            waiting = enrolling.until("reason", "SPC_TOKEN_FILE_MISSING")
+            assert str(file) in waiting["message"]
+            next_step = waiting["credential"]["trouble"]["next_step"]
+            fingerprint = re.search("SHA256 [0-9A-F:]{95}", next_step)
+            assert fingerprint
+
+            file.write_text(subscriber.token(new_key()))
+            refused = room.kmsctl("enroll", "acme")
+            assert (refused.code, refused.last["reason"]) == (4, "SPC_TOKEN_REJECTED")
+            assert fingerprint[0] in refused.last["message"]
+            assert enrolling.end().code == 4
+        file.write_text(subscriber.token(new_key(), fingerprint=fingerprint[0]))
+        active = room.enrolled()
+        assert read_identity(room.sign()).x5u == active["x5u"]
