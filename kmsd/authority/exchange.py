@@ -22,6 +22,8 @@ ANSWER = 262_144
 """Octets of a JSON answer, at most."""
 SLOWEST = 100_000
 """Octets a second; an answer that drips slower than this is given up."""
+LONGEST_RETRY = 86_400.0
+"""Seconds that a Retry-After is heeded, at most."""
 PROBLEM = 4000
 """Characters of the STI-PA's own words that are kept."""
 
@@ -160,11 +162,10 @@ class Exchange:
         if 300 <= answer.status < 400:
             raise self.invalid(f"HTTP {answer.status}, a redirect, and none is followed")
         if answer.status >= 500 or answer.status in (408, 429):
-            wait = response.headers.get("Retry-After", "")
             raise Unavailable(
                 "STI_PA_UNAVAILABLE",
                 f"The STI-PA {self._name} answered HTTP {answer.status}.",
-                retry_after=float(wait) if wait.isascii() and wait.isdigit() else 0.0,
+                retry_after=_seconds(response.headers.get("Retry-After", "")),
                 url=url,
                 problem=self.words(answer.text),
             )
@@ -203,6 +204,12 @@ _SECRET_MEMBER = re.compile(
 )
 _JWT = re.compile(r"eyJ[\w-]+\.[\w-]+(?:\.[\w-]*)?")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def _seconds(retry_after: str) -> float:
+    if not (retry_after.isascii() and retry_after.isdigit()):
+        return 0.0
+    return min(float(retry_after[:6]), LONGEST_RETRY)  # as a whole it may be infinite
 
 
 def _https(url: str) -> httpx.URL:

@@ -386,6 +386,17 @@ async def test_an_answer_that_is_none_is_refused(
     assert_no_secret(caught.value, "session-")
 
 
+async def test_an_sti_pa_that_asks_for_an_eternity_is_asked_again_within_a_day(
+    sti_pa: StiPa, opened: Opened
+) -> None:
+    headers = {"Retry-After": "9" * 400}
+    sti_pa.told["/api"] = lambda _: Response("down", status_code=503, headers=headers)
+    async with opened() as authority:
+        with pytest.raises(Unavailable) as caught:
+            await ask(authority)
+    assert caught.value.retry_after == DAY
+
+
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503])
 async def test_an_sti_pa_in_trouble_is_asked_again_later(
     status: int, sti_pa: StiPa, opened: Opened
