@@ -145,7 +145,7 @@ def profile_message(
         message.active.CopyFrom(credential_message(active))
         message.next_step = "renew"
         message.next_step_at = renewal_time(active, profile.policy)
-        message.waits_for = "its time"
+        message.waits_for = f"{profile.policy.renew_at:.0%} of the certificate's lifetime"
     if coming is not None:
         message.coming.CopyFrom(credential_message(coming))
         message.next_step = NEXT[type(coming.state)]

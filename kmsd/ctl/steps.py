@@ -57,15 +57,16 @@ class Steps:
             words = f"{words} ({step.reason})"
         elif step.done:
             style = "green"
+        passed = f"+{time.monotonic() - self._begun:.1f} s"
+        state = step.credential.state
+        if not self._live:  # one line a step, never folded: it is read with grep
+            when = iso_seconds(step.at)
+            typer.echo(f"{when}  {passed:>8}  {plain(state):<10}  {' '.join(words.split())}")
+            return
         line = Table.grid(padding=(0, 2, 0, 0))
-        line.add_column(no_wrap=True, style="dim")
         line.add_column(no_wrap=True, justify="right", min_width=8)
         line.add_column(no_wrap=True, min_width=10)
         line.add_column(overflow="fold")
-        passed = f"+{time.monotonic() - self._begun:.1f} s"
-        line.add_row(iso_seconds(step.at), passed, text(step.credential.state), text(words, style))
-        if not self._live:
-            self._run.lay_out(line)
-            return
+        line.add_row(passed, text(state), text(words, style))
         self._console.print(line)
         self._spinner.update(self._task, description=words.partition("\n")[0])

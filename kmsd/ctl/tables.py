@@ -112,29 +112,33 @@ def trouble(about: Trouble, page: Page) -> RenderableType:
 def _profiles(several: Sequence[Profile], page: Page) -> RenderableType:
     if not several:
         return text("No profiles are configured. Add one under [profiles] in kmsd.toml.")
-    last: tuple[str, ...]
-    if page.roomy:
-        last = ("coming", "next step", "waits for")
-    else:
-        last = ("next step, and what it waits for",)
+    last = ("coming", "next step", "waits for") if page.roomy else ("next step",)
     rows = table("profile", "SPC", "signs with", "until", *last, keep=(1, 2, 3))
     for profile in several:
         active = profile.active
         signs = text(page.short(active.id), "green") if active else text("nothing", "red")
-        until = _until(active, page)
-        coming = f"{page.short(profile.coming.id)} {profile.coming.state}" if profile.coming else ""
-        step = profile.next_step
-        if profile.next_step_at:
-            at = profile.next_step_at
-            step = f"{step} {relative(at, page.now)}{', ' if page.wide else chr(10)}{iso(at)}"
-        row = (text(profile.name), text(profile.spc), signs, until)
+        row = (text(profile.name), text(profile.spc), signs, _until(active, page))
+        coming = profile.coming
+        on_the_way = f"{page.short(coming.id)} {coming.state}" if coming else ""
+        step = _next_step(profile, page)
         if page.roomy:
-            waits = text(profile.waits_for or "-")
-            rows.add_row(*row, text(coming or "-"), text(step or "-"), waits)
-        else:
-            waiting = f"waits for {profile.waits_for}" if profile.waits_for else ""
-            rows.add_row(*row, text("\n".join(filter(None, (coming, step, waiting))) or "-"))
+            cells = (on_the_way, step, profile.waits_for)
+            rows.add_row(*row, *(text(cell or "-") for cell in cells))
+            continue
+        # A step whose time is known waits for that time: in a narrow table that is enough.
+        lines = [on_the_way, step]
+        if profile.waits_for and (coming or not profile.next_step_at):
+            lines.append(f"waits for {profile.waits_for}")
+        rows.add_row(*row, text("\n".join(filter(None, lines)) or "-"))
     return rows
+
+
+def _next_step(profile: Profile, page: Page) -> str:
+    at = profile.next_step_at
+    if not at:
+        return profile.next_step
+    line = f"{profile.next_step} {relative(at, page.now)}"
+    return f"{line} ({iso(at)})" if page.wide else f"{line}\nat {iso(at)}"
 
 
 def _hsm(hsm: Hsm) -> str:
@@ -168,10 +172,10 @@ def _trust(material: TrustMaterial, page: Page) -> list[tuple[str, str]]:
     if material.list_fetched_at:
         roots = count(material.roots, "root")
         until = page.when(material.list_expires_at, "never")
-        listed = f"STI-CA list {material.sequence} with {roots}, expires {until}"
+        listed = f"STI-CA list {material.sequence} ({roots}) until {until}"
     crl = "no CRL yet"
     if material.crl_fetched_at:
-        crl = f"CRL {material.crl_number}, next {page.when(material.crl_next_update, 'unknown')}"
+        crl = f"CRL {material.crl_number} until {page.when(material.crl_next_update, 'unknown')}"
     lines = [(f"{material.authority}: {listed}", ""), (f"{material.authority}: {crl}", "")]
     if material.trouble:
         lines.append((f"last refresh failed: {material.trouble}", "yellow"))
