@@ -34,13 +34,15 @@ def open_hsm(hsm: settings.Hsm, run: Path) -> Hsm:
 
 @contextmanager
 def one_try(latch: Path, pin: str) -> Iterator[None]:
-    """Holds the latch while `pin` is tried, and sets it when the HSM refuses the PIN."""
-    latch.parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(latch, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
+    """Holds the latch while `pin` is tried, and sets it when the HSM refuses the PIN.
+
+    Raises Misconfigured when it was set by this PIN, or cannot be set: then nothing is tried.
+    """
+    file = _ready(latch)
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
-        remembered = os.pread(file, 48, 0)
-        if len(remembered) == 48 and hmac.compare_digest(_hash(remembered[:16], pin), remembered):
+        remembered = os.pread(file, _LENGTH, 0)
+        if any(remembered) and hmac.compare_digest(_hash(remembered[:16], pin), remembered):
             raise Misconfigured(
                 "HSM_PIN_REFUSED_BEFORE",
                 "The HSM refused this PIN before; it is not tried again, because tokens lock.",
@@ -52,9 +54,31 @@ def one_try(latch: Path, pin: str) -> Iterator[None]:
             if error.reason in PIN_REFUSALS:
                 os.pwrite(file, _hash(os.urandom(16), pin), 0)
             raise
-        os.ftruncate(file, 0)
+        os.pwrite(file, bytes(_LENGTH), 0)
     finally:
         os.close(file)
+
+
+_LENGTH = 48
+
+
+def _ready(latch: Path) -> int:
+    """The latch, opened, with room to remember a PIN: a full disk must not cost one more try."""
+    try:
+        latch.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(latch, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
+        try:
+            os.posix_fallocate(file, 0, _LENGTH)
+        except BaseException:
+            os.close(file)
+            raise
+    except OSError as error:
+        raise Misconfigured(
+            "RUN_FOLDER_UNUSABLE",
+            f"{latch} cannot be written: {error.strerror}; without it, no PIN is tried.",
+            next_step="Make room, and let keeper and signers write there: see `run` in kmsd.toml.",
+        ) from error
+    return file
 
 
 def _hash(salt: bytes, pin: str) -> bytes:

@@ -7,6 +7,7 @@ is dead need not acknowledge: when it starts, it reads the newest keyring first.
 
 import fcntl
 import os
+import struct
 from pathlib import Path
 from types import TracebackType
 
@@ -17,13 +18,16 @@ from kmsd.model import Value
 
 NOT_SERVING = -1
 """In place of an epoch."""
+TOO_MANY = ("*",)
+"""In place of the profiles without their newest key, when they are more than MOST_NAMED."""
+MOST_NAMED = 20
 
 
 class Acknowledgement(Value, frozen=True):
     """One signer's word. at, started_at: seconds UTC. profiles: how many it can sign for.
 
     epoch: NOT_SERVING before it has a keyring to sign with. trouble: why it does not serve, empty
-    when it does.
+    when it does. unusable: profiles whose newest entry it cannot sign with, or TOO_MANY.
     """
 
     index: int
@@ -33,6 +37,7 @@ class Acknowledgement(Value, frozen=True):
     started_at: int
     profiles: int
     trouble: str = ""
+    unusable: tuple[str, ...] = ()
 
 
 class Seen(Value, frozen=True):
@@ -45,16 +50,24 @@ class Seen(Value, frozen=True):
 class Presence:
     """The signer's side: held open for the life of the process.
 
-    Raises Misconfigured when another live process has the same index.
+    Raises Misconfigured when another live process has the same index, or the folder is not ours.
     """
 
     def __init__(self, run: Path, index: int) -> None:
         folder = run / "signers"
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(folder / f"{index}.json", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            folder.mkdir(parents=True, exist_ok=True)
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+            self._file = os.open(folder / f"{index}.json", flags, 0o640)
+        except OSError as error:
+            raise Misconfigured(
+                "RUN_FOLDER_UNUSABLE",
+                f"{folder} cannot be written: {error.strerror}.",
+                next_step="Its owner must be the user that signers run as; see `run` in kmsd.toml.",
+            ) from error
+        try:
+            fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, _WHOLE_FILE)
+        except (BlockingIOError, PermissionError) as error:
             os.close(self._file)
             raise Misconfigured(
                 "SIGNER_INDEX_TAKEN",
@@ -93,13 +106,13 @@ def seen(run: Path) -> list[Seen]:
     return sorted(found, key=lambda one: one.acknowledgement.index)
 
 
-_LENGTH = 2048
+_LENGTH = 4096
+# struct flock: an exclusive lock from the start to the end, whatever that is.
+_WHOLE_FILE = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 
 
 def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    fcntl.flock(descriptor, fcntl.LOCK_UN)
-    return False
+    # Asked for, not tried: whoever looks must not be in the way of a signer that starts.
+    answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _WHOLE_FILE)
+    kind: int = struct.unpack_from("h", answer)[0]
+    return kind != fcntl.F_UNLCK
