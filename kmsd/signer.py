@@ -8,11 +8,14 @@ import asyncio
 import os
 import signal
 import time
+from contextlib import AsyncExitStack
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import structlog
 from kmsapi.v1 import signing_pb2_grpc
+from msgspec.structs import replace
 
 from kmsd.access import Grants
 from kmsd.errors import KmsdError, Misconfigured, Unavailable
@@ -22,7 +25,7 @@ from kmsd.lanes import Lanes
 from kmsd.listen import Listener
 from kmsd.live import Live
 from kmsd.login import open_hsm
-from kmsd.presence import NOT_SERVING, Acknowledgement, Presence
+from kmsd.presence import MOST_NAMED, NOT_SERVING, TOO_MANY, Acknowledgement, Presence
 from kmsd.settings import Configuration
 from kmsd.signing import SERVICE, Signing
 
@@ -30,7 +33,10 @@ HSM_LOST = 75
 """Exit status after a lost HSM (EX_TEMPFAIL): the supervisor starts a new process at once."""
 FOLLOW_EVERY = 0.05
 """Seconds between two looks at the keyring."""
-LANE_CAPACITY = 8192
+LOOK_AGAIN_EVERY = 1.0
+"""Seconds between two searches for keys that the HSM did not have."""
+LONGEST_WAIT = 0.02
+"""Seconds a frame may wait for the HSM before new ones are refused."""
 DRAIN = 5.0
 
 log = structlog.get_logger()
@@ -55,6 +61,7 @@ class Process:
         self._started = int(time.time())
         self._status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._said: Acknowledgement | None = None
+        self._look_again = 0.0
 
     def stop(self, status: int) -> None:
         """Ends `run` with this exit status; the first word counts."""
@@ -64,7 +71,7 @@ class Process:
     async def run(self) -> int:
         settings = self._configuration.signer
         with Presence(self._run, self._index) as presence:
-            self._speak(presence, NOT_SERVING, 0, "It is starting.")
+            self._speak(presence, trouble="It is starting.")
             listener = Listener([SERVICE], share_port=True)
             grants = Grants(self._configuration.callers)
             signing = Signing(grants, settings, self._configuration.profiles)
@@ -92,13 +99,16 @@ class Process:
     async def _serve(self, presence: Presence, listener: Listener, signing: Signing) -> None:
         """Opens the HSM when it can be opened, then follows the keyring for ever."""
         hsm = await self._open(presence, signing)
-        lanes = Lanes(
-            hsm,
-            self._configuration.hsm.threads,
-            capacity=LANE_CAPACITY,
-            on_loss=lambda error: self._lost(signing, error),
-        )
-        try:
+        async with AsyncExitStack() as opened:
+            opened.push_async_callback(asyncio.to_thread, hsm.close)
+            lanes = await asyncio.to_thread(
+                Lanes,
+                hsm,
+                self._configuration.hsm.threads,
+                longest_wait=LONGEST_WAIT,
+                on_loss=lambda error: self._lost(signing, error),
+            )
+            opened.push_async_callback(asyncio.to_thread, lanes.close)
             live = Live(lanes)
             reader = KeyringReader(Path(self._configuration.keyring))
             while True:
@@ -107,12 +117,8 @@ class Process:
                     signing.opened(live, lanes)
                     await listener.set_serving(True)
                     log.info("serving", epoch=live.epoch, profiles=len(live))
-                epoch = live.epoch if signing.is_open else NOT_SERVING
-                self._speak(presence, epoch, len(live), trouble)
+                self._speak(presence, live if signing.is_open else None, trouble)
                 await asyncio.sleep(FOLLOW_EVERY)
-        finally:
-            await asyncio.to_thread(lanes.close)
-            await asyncio.to_thread(hsm.close)
 
     async def _open(self, presence: Presence, signing: Signing) -> Hsm:
         """Waits for an HSM that lets us in; a PIN is tried once until it is another one."""
@@ -122,7 +128,7 @@ class Process:
             except (Unavailable, Misconfigured) as error:
                 if signing.closed(error):
                     log.error("hsm_not_usable", reason=error.reason, message=str(error))
-                self._speak(presence, NOT_SERVING, 0, str(error))
+                self._speak(presence, trouble=str(error))
                 await asyncio.sleep(1.0)
 
     async def _follow(self, reader: KeyringReader, live: Live) -> str:
@@ -134,25 +140,29 @@ class Process:
                 log.info("keyring", epoch=live.epoch, profiles=len(live))
                 for profile, error in live.trouble.items():
                     log.error("key_not_usable", profile=profile, reason=error.reason)
+            elif live.trouble and time.monotonic() >= self._look_again:
+                await live.look_again()
+                self._look_again = time.monotonic() + LOOK_AGAIN_EVERY
         except KmsdError as error:
             return str(error)
-        return "; ".join(f"{profile}: {error}" for profile, error in live.trouble.items())
+        return "; ".join(f"{name}: {why}" for name, why in islice(live.trouble.items(), 3))
 
-    def _speak(self, presence: Presence, epoch: int, profiles: int, trouble: str) -> None:
-        now = int(time.time())
-        said = self._said
-        if said and (said.epoch, said.profiles, said.trouble) == (epoch, profiles, trouble[:200]):
-            return
-        self._said = Acknowledgement(
+    def _speak(self, presence: Presence, live: Live | None = None, trouble: str = "") -> None:
+        """Says what is news. live: None when this signer does not serve."""
+        unusable = tuple(live.trouble) if live else ()
+        said = Acknowledgement(
             index=self._index,
             pid=os.getpid(),
-            epoch=epoch,
-            at=now,
+            epoch=live.epoch if live else NOT_SERVING,
+            at=self._said.at if self._said else 0,
             started_at=self._started,
-            profiles=profiles,
+            profiles=len(live) if live else 0,
             trouble=trouble[:200],
+            unusable=unusable if len(unusable) <= MOST_NAMED else TOO_MANY,
         )
-        presence.acknowledge(self._said)
+        if said != self._said:
+            self._said = replace(said, at=int(time.time()))
+            presence.acknowledge(self._said)
 
     def _lost(self, signing: Signing, error: KmsdError) -> None:
         log.error("hsm_lost", reason=error.reason, message=str(error))

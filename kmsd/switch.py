@@ -5,6 +5,7 @@ store says what should be; the keyring is brought in line with it when the keepe
 """
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 from kmsd.errors import Unavailable
 from kmsd.keyring import Entry, KeyringWriter
 from kmsd.model import Active, Credential, Published
-from kmsd.presence import NOT_SERVING, seen
+from kmsd.presence import NOT_SERVING, TOO_MANY, Acknowledgement, seen
 from kmsd.store import Store
 
 ACKNOWLEDGED_WITHIN = 10.0
@@ -26,7 +27,8 @@ class Switch:
         self._store = store
         self._run = run
         self._writer = KeyringWriter(folder)
-        self._turn = asyncio.Lock()
+        # Not asyncio's: a caller that is cancelled leaves its thread writing.
+        self._turn = threading.Lock()
 
     @property
     def epoch(self) -> int:
@@ -36,14 +38,15 @@ class Switch:
     async def activate(self, credential: Credential) -> int:
         """Switches the credential's profile to it; gives the epoch once every signer follows.
 
-        Raises Unavailable: keyring not written (all is as before), or SIGNER_BEHIND (the switch
-        is made, a signer has not followed yet: asking again waits for it).
+        Raises Unavailable: keyring not written (all is as before), SIGNER_BEHIND or
+        SIGNER_WITHOUT_KEY (the switch is made, a signer has not followed yet or does not find
+        the key: asking again waits for it).
         """
         entry = entry_of(credential)
         if self._writer.entries.get(entry.profile) != entry:
             await self._write([entry], [])
         epoch = self._writer.epoch
-        await self._acknowledged(epoch)
+        await self._acknowledged(epoch, entry.profile)
         return epoch
 
     async def withdraw(self, credential: Credential) -> None:
@@ -77,29 +80,52 @@ class Switch:
             await self._write(changed, gone)
 
     async def _write(self, entries: list[Entry], gone: list[str]) -> None:
-        async with self._turn:
-            epoch = await asyncio.to_thread(self._store.next_epoch, after=self._writer.epoch)
-            await asyncio.to_thread(self._writer.switch, epoch, entries, gone)
+        def write() -> None:
+            with self._turn:
+                epoch = self._store.next_epoch(after=self._writer.epoch)
+                self._writer.switch(epoch, entries, gone)
 
-    async def _acknowledged(self, epoch: int) -> None:
+        await asyncio.to_thread(write)
+
+    async def _acknowledged(self, epoch: int, profile: str = "") -> None:
+        """Waits for every live signer; profile: whose key each of them must have found."""
         deadline = time.monotonic() + ACKNOWLEDGED_WITHIN
         while True:
-            behind = [
-                one.acknowledgement.index
+            # One that does not serve yet reads the newest keyring before it does.
+            serving = [
+                one.acknowledgement
                 for one in seen(self._run)
-                # One that does not serve yet reads the newest keyring before it does.
-                if one.alive and NOT_SERVING < one.acknowledgement.epoch < epoch
+                if one.alive and one.acknowledgement.epoch > NOT_SERVING
             ]
-            if not behind:
+            behind = [said for said in serving if said.epoch < epoch]
+            without = [said for said in serving if _without_key(said, profile)]
+            if not behind and not without:
                 return
             if time.monotonic() > deadline:
-                numbers = ", ".join(map(str, behind))
-                raise Unavailable(
-                    "SIGNER_BEHIND",
-                    f"Signer {numbers} has not followed to epoch {epoch}.",
-                    next_step="See why with `kmsctl status`; a restarted signer follows at once.",
-                )
+                raise _not_followed(epoch, behind, without)
             await asyncio.sleep(0.02)
+
+
+def _without_key(said: Acknowledgement, profile: str) -> bool:
+    return profile != "" and (profile in said.unusable or said.unusable == TOO_MANY)
+
+
+def _not_followed(
+    epoch: int, behind: list[Acknowledgement], without: list[Acknowledgement]
+) -> Unavailable:
+    if behind:
+        numbers = ", ".join(str(said.index) for said in behind)
+        return Unavailable(
+            "SIGNER_BEHIND",
+            f"Signer {numbers} has not followed to epoch {epoch}.",
+            next_step="See why with `kmsctl status`; a restarted signer follows at once.",
+        )
+    numbers = ", ".join(str(said.index) for said in without)
+    return Unavailable(
+        "SIGNER_WITHOUT_KEY",
+        f"Signer {numbers} cannot sign with the new key: {without[0].trouble}",
+        next_step="The signers go on with the former key, and look for the new one.",
+    )
 
 
 def entry_of(credential: Credential) -> Entry:
