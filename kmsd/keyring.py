@@ -1,9 +1,8 @@
 """The keyring: which credential each profile signs with, as files the keeper writes and every
 signer of the host follows.
 
-`snapshot-<epoch>.json` holds all entries at one epoch; `delta-<epoch>.json` what
-one later epoch changed,
-so that a switch costs what changed and not the number of profiles. Files are written whole
+`snapshot-<epoch>.json` holds all entries at one epoch; `delta-<epoch>.json` what one later epoch
+changed, so that a switch costs what changed and not the number of profiles. Files are written whole
 (temporary file, fsync, rename) and never altered. They are also a signer's last-good copy at a
 cold start. Nothing here is secret; nothing here may be written by anybody but the keeper.
 """
@@ -11,6 +10,7 @@ cold start. Nothing here is secret; nothing here may be written by anybody but t
 import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -56,11 +56,18 @@ class Delta(Value, frozen=True):
 
 
 class KeyringWriter:
-    """The keeper's side. Only one may exist for a folder (the keeper holds the store's lock)."""
+    """The keeper's side. Only one may exist for a folder (the keeper holds the store's lock).
+
+    Raises Unavailable and Misconfigured as `read` does, and when the folder cannot be made.
+    """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(0o750)
+        if not folder.is_dir():
+            try:
+                folder.mkdir(parents=True)
+                folder.chmod(0o750)
+            except OSError as error:
+                raise _not_written(folder, error) from error
         self._folder = folder
         state = read(folder)
         self.epoch = state.epoch
@@ -77,10 +84,14 @@ class KeyringWriter:
         _write(self._folder / f"delta-{epoch:016d}.json", delta)
         self.epoch = epoch
         _apply(self.entries, delta)
+        with suppress(Unavailable, OSError):  # the switch is made; the next one folds again
+            self._fold()
+
+    def _fold(self) -> None:
         snapshots, deltas = _files(self._folder)
         if len(deltas) > KEPT_DELTAS:
-            snapshot = Snapshot(epoch, tuple(self.entries.values()))
-            _write(self._folder / f"snapshot-{epoch:016d}.json", snapshot)
+            snapshot = Snapshot(self.epoch, tuple(self.entries.values()))
+            _write(self._folder / f"snapshot-{self.epoch:016d}.json", snapshot)
             for path in (*snapshots.values(), *deltas.values()):
                 path.unlink(missing_ok=True)
 
@@ -117,7 +128,7 @@ def read(folder: Path) -> Snapshot:
 
     Raises Unavailable (no such folder, not readable), Misconfigured (a file is damaged).
     """
-    while True:
+    for _ in range(100):
         snapshots, deltas = _files(folder)
         try:
             start = Snapshot(0)
@@ -132,6 +143,7 @@ def read(folder: Path) -> Snapshot:
         except FileNotFoundError:  # the keeper folds the deltas just now
             continue
         return Snapshot(epoch, tuple(entries.values()))
+    raise Unavailable("KEYRING_UNREADABLE", f"Files of the keyring {folder} cannot be opened.")
 
 
 def _apply(entries: dict[str, Entry], delta: Delta) -> None:
@@ -170,8 +182,14 @@ def _load(path: Path, kind: type[_Document]) -> _Document:
             f"{path} is damaged: {error}.",
             next_step="Move the keyring folder away and restart the keeper: it writes it anew.",
         ) from error
-    except PermissionError as error:
-        raise Unavailable("KEYRING_UNREADABLE", f"{path} cannot be read: {error}.") from error
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise Unavailable(
+            "KEYRING_UNREADABLE",
+            f"{path} cannot be read: {error.strerror}.",
+            next_step="May this user read it?",
+        ) from error
 
 
 def _write(path: Path, document: Snapshot | Delta) -> None:
@@ -190,9 +208,14 @@ def _write(path: Path, document: Snapshot | Delta) -> None:
         finally:
             os.close(directory)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise Unavailable(
-            "KEYRING_NOT_WRITTEN",
-            f"{path} cannot be written: {error.strerror}.",
-            next_step="Make room on the disk; signing goes on with the present keyring.",
-        ) from error
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise _not_written(path, error) from error
+
+
+def _not_written(path: Path, error: OSError) -> Unavailable:
+    return Unavailable(
+        "KEYRING_NOT_WRITTEN",
+        f"{path} cannot be written: {error.strerror}.",
+        next_step="Make room on the disk; signing goes on with the present keyring.",
+    )
