@@ -2,7 +2,8 @@
 small parent, for containers and for the demo. On a signing host systemd does this.
 
 Processes are spawned, never forked after gRPC or PKCS#11 was touched. One that ends is started
-again, at once the first time and then ever more slowly.
+again, at once the first time and then ever more slowly. At the end the signers stop first and the
+repository last, so that nothing is signed whose chain cannot be fetched any more.
 """
 
 import asyncio
@@ -10,7 +11,9 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import structlog
 
@@ -42,45 +45,55 @@ async def run(configuration: Configuration, config: Path) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     signers = configuration.signer.processes or os.cpu_count() or 1
-    children = [
-        asyncio.create_task(_keep(name, command, stopped))
-        for name, command in commands(configuration, config, signers).items()
-    ]
-    await stopped.wait()
-    await asyncio.gather(*children)
+    return await keep(commands(configuration, config, signers), stopped)
+
+
+async def keep(commands: Mapping[str, Sequence[str]], stopped: asyncio.Event) -> int:
+    """Keeps these commands running, by name, until `stopped`; gives the exit status."""
+    children = {
+        name: asyncio.create_task(_keep(name, command)) for name, command in commands.items()
+    }
+    try:
+        await stopped.wait()
+    finally:
+        for first in ("signer", "keeper", "repository"):
+            leaving = [task for name, task in children.items() if name.startswith(first)]
+            for task in leaving:
+                task.cancel()
+            await asyncio.gather(*leaving, return_exceptions=True)
     return 0
 
 
-async def _keep(name: str, command: list[str], stopped: asyncio.Event) -> None:
+async def _keep(name: str, command: Sequence[str]) -> NoReturn:
+    """Starts a child again whenever it ends; ends it when cancelled."""
     failures = 0
     while True:
         started = time.monotonic()
-        # Its own group: Ctrl-C in a terminal reaches the parent alone, which stops in order.
-        process = await asyncio.create_subprocess_exec(*command, process_group=0)
-        log.info("started", child=name, pid=process.pid)
-        ended = asyncio.create_task(process.wait())
-        stop = asyncio.create_task(stopped.wait())
-        await asyncio.wait({ended, stop}, return_when=asyncio.FIRST_COMPLETED)
-        if stopped.is_set():
-            await _stop(process, ended)
-            return
-        stop.cancel()
+        try:
+            status: int | None = await _run(name, command)
+        except OSError as error:  # no memory, no processes left
+            log.error("not_started", child=name, error=error.strerror)
+            status = None
         failures = 0 if time.monotonic() - started > STEADY_AFTER else failures
         pause = min(2.0 ** (failures - 1), LONGEST_PAUSE) if failures else 0.0
         failures += 1
-        log.warning("ended", child=name, status=ended.result(), again_in=pause)
-        try:
-            await asyncio.wait_for(stopped.wait(), pause)
-        except TimeoutError:
-            continue
-        return
+        log.warning("ended", child=name, status=status, again_in=pause)
+        await asyncio.sleep(pause)
 
 
-async def _stop(process: asyncio.subprocess.Process, ended: "asyncio.Task[int]") -> None:
-    if process.returncode is None:
-        process.terminate()
+async def _run(name: str, command: Sequence[str]) -> int:
+    """One child from start to end; gives its exit status."""
+    # Its own group: Ctrl-C in a terminal reaches the parent alone, which stops in order.
+    process = await asyncio.create_subprocess_exec(*command, process_group=0)
+    log.info("started", child=name, pid=process.pid)
     try:
-        await asyncio.wait_for(asyncio.shield(ended), STOP_WITHIN)
-    except TimeoutError:
-        process.kill()
-        await ended
+        return await process.wait()
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            try:
+                await asyncio.wait_for(process.wait(), STOP_WITHIN)
+            except TimeoutError:
+                log.warning("killed", child=name, pid=process.pid)
+                process.kill()
+                await process.wait()
