@@ -14,6 +14,9 @@ def alarms(status: pb.Status, signers: Sequence[Seen]) -> Iterator[pb.Alarm]:
     """The alarms of a status, worst first as far as one can tell."""
     if not status.hsm.usable:
         yield _alarm("HSM_NOT_USABLE", "hsm", status.hsm.trouble, "Run `kmsd check` here.")
+    if not signers:
+        text = "No signer has ever run on this host: nothing is signed."
+        yield _alarm("SIGNER_NONE", "signers", text, "systemctl start kmsd-signer@1")
     for one in signers:
         yield from _signer(one, status.epoch)
     for profile in status.profiles:
@@ -27,6 +30,13 @@ def alarms(status: pb.Status, signers: Sequence[Seen]) -> Iterator[pb.Alarm]:
                 trust.authority,
                 f"The list of trusted STI-CAs of {trust.authority} has expired.",
                 since=trust.list_expires_at,
+            )
+        elif trust.crl_next_update and trust.crl_next_update <= status.now:
+            yield _alarm(
+                "TRUST_CRL_EXPIRED",
+                trust.authority,
+                f"The CRL of {trust.authority} has expired.",
+                since=trust.crl_next_update,
             )
 
 
@@ -68,14 +78,24 @@ def _profile(profile: pb.Profile, now: int) -> Iterator[pb.Alarm]:
             f"kmsctl rotate {name}",
             active.not_after,
         )
-    elif now - profile.next_step_at > active.not_after - now and profile.next_step == "renew":
+    elif _late(profile, now):
         yield _alarm(
             "CREDENTIAL_EXPIRES",
             name,
             f"The certificate of {name} should have been renewed and expires soon.",
             f"kmsctl credentials --profile {name}",
-            profile.next_step_at,
+            active.not_after - _last_part(active),
         )
+
+
+def _late(profile: pb.Profile, now: int) -> bool:
+    """Whether the renewal is due, or fails, and the last part of the lifetime has begun."""
+    due = profile.HasField("coming") or profile.next_step_at <= now
+    return due and now >= profile.active.not_after - _last_part(profile.active)
+
+
+def _last_part(active: pb.Credential) -> int:
+    return (active.not_after - active.not_before) // 6
 
 
 def _alarm(
