@@ -5,6 +5,7 @@ known here must have the right type, and `null` is as good as absent where one m
 Error documents stay the text that the server wrote.
 """
 
+import re
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated
@@ -146,10 +147,21 @@ def kept(document: msgspec.Raw) -> str:
 def verbatim(body: bytes) -> str:
     """What the server wrote, word for word, but at most 16 384 characters of it.
 
-    Control characters, which JSON has only escaped, are replaced: it ends on terminals.
+    Control characters, which JSON has only escaped, are replaced: it ends on terminals. Tokens
+    it repeats are taken out; of what holds a private key nothing is kept.
     """
-    text = body[:65_536].decode("utf-8", "replace")[:16_384]
+    text = without_tokens(body[:65_536].decode("utf-8", "replace"))[:16_384]
+    if "PRIVATE KEY" in text:
+        return "[removed: there is a private key in it]"
     return "".join(c if c in "\r\n\t" or category(c) != "Cc" else "\ufffd" for c in text)
+
+
+def without_tokens(text: str) -> str:
+    """`text` with [removed] where an SPC token, or any other JWT, was repeated in it."""
+    return _JWT.sub("[removed]", text)
+
+
+_JWT = re.compile(r"eyJ[\w-]+\.[\w-]+(?:\.[\w-]*)?", re.ASCII)
 
 
 def _seconds(rfc3339: str) -> int:

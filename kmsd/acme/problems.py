@@ -11,7 +11,7 @@ from email.utils import parsedate_to_datetime
 
 import msgspec
 
-from kmsd.acme.messages import Problem, verbatim
+from kmsd.acme.messages import Problem, verbatim, without_tokens
 from kmsd.errors import PeerRefused, Unavailable
 
 PEER = "sti-ca"
@@ -179,7 +179,8 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
 
 def printable(text: str) -> str:
     """Text of a stranger, fit for one of our sentences: one line, at most 300 characters."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text[:1000]).split())
+    shown = without_tokens(text[:20_000])[:1000]
+    line = " ".join("".join(c if c.isprintable() else " " for c in shown).split())
     return line if len(line) <= 300 else line[:299] + "…"
 
 

@@ -511,10 +511,12 @@ async def test_a_chain_that_is_none_is_refused(ca: HostileCa, acme: Acme, chain:
     assert refused.value.reason == "ACME_ANSWER_MALFORMED"
 
 
+@pytest.mark.parametrize("media_type", ["application/pem-certificate-chain", "text/plain"])
 async def test_a_private_key_in_the_chain_gets_no_further_not_even_in_the_error(
-    ca: HostileCa, acme: Acme
+    ca: HostileCa, acme: Acme, media_type: str
 ) -> None:
     ca.issue()
+    ca.chain.headers["content-type"] = media_type
     ca.chain.body += b"-----BEGIN EC PRIVATE KEY-----\nSECRET\n-----END EC PRIVATE KEY-----\n"
     with pytest.raises(PeerRefused) as refused:
         await acme.collect(ca.url("order"))

@@ -65,6 +65,22 @@ def test_a_document_is_kept_word_for_word(document: str) -> None:
     assert verbatim(document.encode()) == document
 
 
+def test_a_document_with_a_private_key_in_it_is_not_kept() -> None:
+    leaked = b"-----BEGIN EC PRIVATE KEY-----\nTOPSECRET\n-----END EC PRIVATE KEY-----\n"
+    assert "TOPSECRET" not in verbatim(b'{"detail": "' + leaked + b'"}')
+
+
+def test_an_spc_token_that_an_sti_ca_repeats_is_not_kept() -> None:
+    document = (
+        '{"type": "malformed", "detail": "bad token eyJhbGciOiJFUzI1NiJ9.eyJleHAiOjF9.c2ln!"}'
+    )
+    kept = '{"type": "malformed", "detail": "bad token [removed]!"}'
+    assert verbatim(document.encode()) == kept
+    error = problems.refusal("ca", "challenge", 400, {}, document.encode(), NOW.timestamp())
+    assert isinstance(error, PeerRefused)
+    assert "eyJ" not in f"{error}{error.problem}"
+
+
 def test_what_would_move_a_terminals_cursor_is_not_kept() -> None:
     assert verbatim("a\x1b[2J\x9b2J\x00\r\n\tz".encode()) == "a\ufffd[2J\ufffd2J\ufffd\r\n\tz"
 
