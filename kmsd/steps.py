@@ -127,8 +127,8 @@ class Steps:
             case do.Publish(), Issued(certificate=certificate):
                 return await self._publish(credential, certificate)
             case do.Activate(), Published(birth, certificate, x5u):
-                await self._repository.fetch_back(x5u, certificate.chain)
-                await self._canary(credential, certificate, x5u)
+                served = await self._repository.fetch_back(x5u, certificate.chain)
+                await self._canary(credential, served, x5u)
                 return do.Switched(await self._switch.activate(credential))
             case do.DestroyKey(), state:
                 return await self._destroy(credential, do.birth_of(state))
@@ -257,8 +257,11 @@ class Steps:
         await self._repository.fetch_back(x5u, certificate.chain)
         return do.ChainPublic(x5u)
 
-    async def _canary(self, credential: Credential, certificate: Certificate, x5u: str) -> None:
-        """Signs a PASSporT with the new key and verifies it as any STI-VS would."""
+    async def _canary(self, credential: Credential, chain: str, x5u: str) -> None:
+        """Signs a PASSporT with the new key and verifies it as any STI-VS would.
+
+        chain: what x5u serves.
+        """
         trusted = await self._anchors.material(self._profile(credential).authority)
         now = self._clock()
         claims = passport.Claims(
@@ -275,7 +278,7 @@ class Steps:
         identity = passport.identity(header, payload.segment, signature, x5u, "shaken")
         verification.verify(
             identity,
-            certificate.chain,
+            chain,
             roots=trusted.trust_list.roots,
             crl=trusted.crl.der if trusted.crl else None,
             now=now,
@@ -295,6 +298,7 @@ class Steps:
         path = Path(self._configuration.state) / "rejected" / f"{credential.id}.pem"
         try:
             path.parent.mkdir(mode=0o750, exist_ok=True)
+            path.touch(mode=0o600)
             path.write_text(pem)
         except OSError as error:
             log.error("artefact_not_kept", path=str(path), error=error.strerror)

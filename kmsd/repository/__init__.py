@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 import httpx
 from cryptography import x509
 
+from kmsd.certs import leaf_der
 from kmsd.errors import Invalid, Misconfigured, PeerRefused, Precondition, Unavailable
 from kmsd.repository.bucket import Bucket
 from kmsd.repository.directory import Directory
@@ -93,21 +94,38 @@ class Repository:
             )
         return x5u
 
-    async def fetch_back(self, x5u: str, chain_pem: str) -> None:
-        """Checks that `x5u` serves exactly this chain, the way verifiers will fetch it.
+    async def fetch_back(self, x5u: str, chain_pem: str) -> str:
+        """Checks that `x5u` serves this chain, the way verifiers will fetch it.
 
+        Below public_url it must be octet for octet, with the headers it is due. What an STI-CA
+        hosts (RFC 9448 section 7) has a text and headers of its own, and maybe other certificates
+        above the same leaf: the PEM that is served is returned, to be judged like anybody's.
         Raises PeerRefused (X5U_REDIRECTED, X5U_REFUSED, X5U_DIFFERENT, X5U_MEDIA_TYPE,
         X5U_CACHE_CONTROL), Unavailable (X5U_UNREACHABLE, X5U_NOT_SERVED).
         """
+        response, served = await self._fetched(x5u)
+        _check_status(response, x5u)
+        if not x5u.startswith(self._public_url):
+            return _same_leaf(served, chain_pem, x5u)
+        if served != chain_pem.encode():
+            what = f"{x5u} does not serve the chain that was published, octet for octet"
+            raise _refused("X5U_DIFFERENT", what, x5u)
+        _check_headers(response, x5u)
+        return chain_pem
+
+    async def _fetched(self, x5u: str) -> tuple[httpx.Response, bytes]:
+        # Compressed only if the server does so unasked, and then it is not what was published:
+        # what a compressed answer grows to is bounded by nobody.
+        headers = {"Accept": MEDIA_TYPE, "Accept-Encoding": "identity"}
         try:
             async with (
                 asyncio.timeout(TIMEOUT),
                 # Not through a proxy: the path verifiers take is what is tried.
                 httpx.AsyncClient(verify=self._tls, timeout=TIMEOUT, trust_env=False) as client,
-                client.stream("GET", x5u, headers={"Accept": MEDIA_TYPE}) as response,
+                client.stream("GET", x5u, headers=headers) as response,
             ):
                 served = bytearray()
-                async for part in response.aiter_bytes(LIMIT):
+                async for part in response.aiter_raw(LIMIT):
                     served += part
                     if len(served) > LIMIT:
                         break
@@ -118,11 +136,7 @@ class Repository:
                 next_step="Check that public_url leads to the repository, and its certificate.",
                 x5u=x5u,
             ) from error
-        _check_status(response, x5u)
-        if bytes(served) != chain_pem.encode():
-            what = f"{x5u} does not serve the chain that was published, octet for octet"
-            raise _refused("X5U_DIFFERENT", what, x5u)
-        _check_headers(response, x5u)
+        return response, bytes(served)
 
 
 def check_public_url(url: str) -> tuple[str, ...]:
@@ -198,6 +212,20 @@ def _check_status(response: httpx.Response, x5u: str) -> None:
         )
     if status != 200:
         raise _refused("X5U_REFUSED", f"{x5u} answers HTTP {status}", x5u)
+
+
+def _same_leaf(served: bytes, chain_pem: str, x5u: str) -> str:
+    try:
+        text = served.decode("ascii")
+        same = leaf_der(text) == leaf_der(chain_pem)
+    except UnicodeDecodeError as error:
+        raise _refused("X5U_DIFFERENT", f"{x5u} serves no certificates in PEM", x5u) from error
+    except Invalid as error:
+        what = f"{x5u} serves no chain: {error.message.rstrip('.')}"
+        raise _refused("X5U_DIFFERENT", what, x5u) from error
+    if not same:
+        raise _refused("X5U_DIFFERENT", f"{x5u} serves another certificate first", x5u)
+    return text
 
 
 def _check_headers(response: httpx.Response, x5u: str) -> None:

@@ -27,7 +27,9 @@ from tests.pki import certify, https_certificate
 
 ID = "00112233445566aa"
 ROOT = certify("SHAKEN ROOT", ca=True)
-CHAIN = certify("SHAKEN 1234", ROOT).pem + ROOT.pem
+LEAF = certify("SHAKEN 1234", ROOT)
+CHAIN = LEAF.pem + ROOT.pem
+OTHER_CHAIN_OF_THE_SAME_LEAF = LEAF.pem
 OTHER_CHAIN = certify("SHAKEN 1234", ROOT).pem
 PUBLIC_URL = "https://cr.example/"
 CACHE_CONTROL = "public, max-age=604800, immutable"
@@ -373,6 +375,7 @@ async def cr(tmp_path: Path) -> AsyncIterator[Callable[[Answer], Awaitable[str]]
     root = certify("HTTPS root", ca=True, since=0, until=2**32)
     (tmp_path / "ca.pem").write_text(root.pem)
     async with serving(app, https_certificate(root), tmp_path) as url:
+        (tmp_path / "public-url").write_text(f"{url}/")
 
         async def tell(told: Answer) -> str:
             answer.append(told)
@@ -382,6 +385,14 @@ async def cr(tmp_path: Path) -> AsyncIterator[Callable[[Answer], Awaitable[str]]
 
 
 def repository(folder: Path) -> Repository:
+    """Public at whatever `cr` serves there."""
+    tls_ca = str(folder / "ca.pem")
+    public_url = (folder / "public-url").read_text()
+    return Repository(Settings(url="memory:///", public_url=public_url, tls_ca=tls_ca))
+
+
+def hosting(folder: Path) -> Repository:
+    """Ours is elsewhere: what `cr` serves is another's."""
     tls_ca = str(folder / "ca.pem")
     return Repository(Settings(url="memory:///", public_url=PUBLIC_URL, tls_ca=tls_ca))
 
@@ -398,7 +409,40 @@ def answering(
 
 async def test_a_chain_that_is_served_as_published_is_accepted(cr: Any, tmp_path: Path) -> None:
     x5u = await cr(answering(media_type=f"{MEDIA_TYPE}; charset=utf-8"))
-    await repository(tmp_path).fetch_back(x5u, CHAIN)
+    assert await repository(tmp_path).fetch_back(x5u, CHAIN) == CHAIN
+
+
+HOSTED = "subject=CN\r\n" + CHAIN.replace("\n", "\r\n")
+"""The same certificates in the text of an STI-CA's own."""
+
+
+@pytest.mark.parametrize("hosted", [CHAIN, HOSTED, OTHER_CHAIN_OF_THE_SAME_LEAF])
+async def test_what_an_sti_ca_hosts_is_the_same_leaf_in_a_text_of_its_own(
+    hosted: str, cr: Any, tmp_path: Path
+) -> None:
+    x5u = await cr(answering(hosted, media_type="application/x-pem-file", cache_control=""))
+    elsewhere = hosting(tmp_path)
+    assert await elsewhere.fetch_back(x5u, CHAIN) == hosted
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (answering(OTHER_CHAIN), "X5U_DIFFERENT"),
+        (answering(CHAIN + ROOT.key_pem), "X5U_DIFFERENT"),
+        (answering(""), "X5U_DIFFERENT"),
+        (answering("\N{SNOWMAN}"), "X5U_DIFFERENT"),
+        (answering("x" * 1_000_000), "X5U_DIFFERENT"),
+        (lambda _: RedirectResponse("https://cr.example/"), "X5U_REDIRECTED"),
+    ],
+)
+async def test_an_sti_ca_that_hosts_anything_else_is_refused(
+    answer: Answer, reason: str, cr: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(PeerRefused) as caught:
+        await hosting(tmp_path).fetch_back(await cr(answer), CHAIN)
+    assert caught.value.reason == reason
+    assert ROOT.key_pem[40:80] not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -440,6 +484,7 @@ async def test_a_server_that_is_not_trusted_or_not_there_is_unreachable(
     for each, x5u in [
         (untrusting, await cr(answering())),
         (repository(tmp_path), "https://127.0.0.1:9/x.pem"),
+        (repository(tmp_path), "https://[/x.pem"),
     ]:
         with pytest.raises(Unavailable) as caught:
             await each.fetch_back(x5u, CHAIN)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from cryptography import x509
 
 from kmsd.lab import Lab
 from tests.lab.parties import enroll
@@ -54,7 +55,9 @@ def test_a_private_key_is_never_served(
 def test_the_authority_hosts_chains_without_keys_too(lab: Lab, client: httpx.Client) -> None:
     lab.set(order_x5u=True)
     good = enroll(lab, client)
-    assert client.get(good.order["x5u"]).content == good.download.content
+    hosted = client.get(good.order["x5u"]).content
+    assert hosted != good.download.content  # the same certificates in another text
+    assert x509.load_pem_x509_certificates(hosted) == good.chain
     lab.set(chain="private_key")
     assert client.get(enroll(lab, client).order["x5u"]).status_code == 500
     assert client.get(good.order["x5u"].replace("/hosted/", "/hosted/0")).status_code == 404
