@@ -30,7 +30,16 @@ Jwk = dict[str, str]
 
 def b64url(data: bytes) -> str:
     """`data` in base64url without padding (RFC 7515 section 2)."""
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+    # Twice in each PASSporT: without the library's two wrappers it takes half the time.
+    return (
+        binascii.b2a_base64(data, newline=False)
+        .translate(_TO_URL_SAFE)
+        .rstrip(b"=")
+        .decode("ascii")
+    )
+
+
+_TO_URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
 
 def b64url_decode(text: str) -> bytes:

@@ -7,6 +7,7 @@ re-initialised under running signatures).
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -24,6 +25,7 @@ class Lane:
     def __init__(self, hsm: Hsm, number: int) -> None:
         self.number = number
         self.waiting = 0
+        self._pace = 0.0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"lane-{number}")
         try:
             self._session: Session = self._thread.submit(hsm.session).result()
@@ -35,15 +37,22 @@ class Lane:
         """Finds the keys and checks them; for each entry its handle, or why it cannot sign."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._load, entries)
 
-    async def sign(self, handle: Handle, digests: Sequence[bytes]) -> list[bytes]:
-        """64 bytes r||s for each 32-byte digest. Raises Unavailable when the HSM is lost."""
-        self.waiting += len(digests)
-        try:
-            return await asyncio.get_running_loop().run_in_executor(
-                self._thread, self._sign, handle, digests
-            )
-        finally:
-            self.waiting -= len(digests)
+    def sign(self, handle: Handle, digests: Sequence[bytes]) -> "asyncio.Future[list[bytes]]":
+        """64 bytes r||s for each 32-byte digest, in their turn. Fails with KmsdError."""
+        count = len(digests)
+        self.waiting += count
+        signing = asyncio.get_running_loop().run_in_executor(
+            self._thread, self._sign, handle, digests
+        )
+        signing.add_done_callback(lambda _: self._made(count))
+        return signing
+
+    def wait(self, more: int) -> float:
+        """Seconds until `more` further signatures would be made, by the pace of late."""
+        return (self.waiting + more) * self._pace
+
+    def _made(self, count: int) -> None:
+        self.waiting -= count
 
     def close(self) -> None:
         """Waits for the frame in work, then closes the session (and not the login)."""
@@ -61,20 +70,24 @@ class Lane:
 
     def _sign(self, handle: Handle, digests: Sequence[bytes]) -> list[bytes]:
         sign = self._session.sign
-        return [sign(handle, digest) for digest in digests]
+        begun = time.perf_counter()
+        signatures = [sign(handle, digest) for digest in digests]
+        self._pace += 0.2 * ((time.perf_counter() - begun) / len(digests) - self._pace)
+        return signatures
 
 
 class Lanes:
     """The lanes of one signer: `threads` of them, or as many as the module bears.
 
-    capacity: signatures that may wait in one lane; more are refused at once. Opening blocks:
-    it is no work for the event loop. Raises Unavailable.
+    longest_wait: seconds a frame may wait for its turn; one that would wait longer is refused at
+    once, so that what is accepted stays quick. Opening blocks: it is no work for the event loop.
+    Raises Unavailable.
     """
 
     def __init__(
-        self, hsm: Hsm, threads: int, *, capacity: int, on_loss: Callable[[KmsdError], None]
+        self, hsm: Hsm, threads: int, *, longest_wait: float, on_loss: Callable[[KmsdError], None]
     ) -> None:
-        self._capacity = capacity
+        self._longest_wait = longest_wait
         self._on_loss = on_loss
         self._lost = False
         self._lanes: list[Lane] = []
@@ -93,22 +106,41 @@ class Lanes:
         return [self._agreed(found) for found in zip(*answers, strict=True)]
 
     async def sign(self, key: Handles, digests: Sequence[bytes]) -> list[bytes]:
-        """Signs one frame's digests in the lane with least to do.
+        """Signs one frame's digests, spread over the lanes that are free, else in the one with
+        least to do.
 
         Raises Exhausted (OVERLOADED) when too much waits already, Unavailable when the HSM fails.
         """
-        lane = min(self._lanes, key=lambda one: one.waiting)
-        if lane.waiting + len(digests) > self._capacity:
+        try:
+            if len(self._lanes) == 1:
+                return await self._admitted(self._lanes[0], key, digests)
+            return await self._spread(key, digests)
+        except Unavailable as error:
+            self._lose(error)
+            raise
+
+    async def _spread(self, key: Handles, digests: Sequence[bytes]) -> list[bytes]:
+        lanes = [lane for lane in self._lanes if not lane.waiting]
+        if not lanes:
+            lanes = [min(self._lanes, key=lambda one: one.waiting)]
+        share = -(-len(digests) // len(lanes))
+        parts = [digests[start : start + share] for start in range(0, len(digests), share)]
+        signings = [
+            self._admitted(lane, key, part) for lane, part in zip(lanes, parts, strict=False)
+        ]
+        return [signature for part in await asyncio.gather(*signings) for signature in part]
+
+    def _admitted(
+        self, lane: Lane, key: Handles, digests: Sequence[bytes]
+    ) -> "asyncio.Future[list[bytes]]":
+        if lane.waiting and lane.wait(len(digests)) > self._longest_wait:
             raise Exhausted(
                 "OVERLOADED",
                 "This signer has more to sign than it can in time.",
                 next_step="Try another signer, or send less.",
+                retry_after_seconds=f"{lane.wait(0):.3f}",
             )
-        try:
-            return await lane.sign(key[lane.number], digests)
-        except Unavailable as error:
-            self._lose(error)
-            raise
+        return lane.sign(key[lane.number], digests)
 
     def close(self) -> None:
         """Closes every session; the login belongs to the HSM and is closed after this."""

@@ -149,14 +149,15 @@ class Process:
 
     def _speak(self, presence: Presence, live: Live | None = None, trouble: str = "") -> None:
         """Says what is news. live: None when this signer does not serve."""
-        unusable = tuple(live.trouble) if live else ()
+        serves = live is not None  # one without any profile serves too
+        unusable = tuple(live.trouble) if serves else ()
         said = Acknowledgement(
             index=self._index,
             pid=os.getpid(),
-            epoch=live.epoch if live else NOT_SERVING,
+            epoch=live.epoch if serves else NOT_SERVING,
             at=self._said.at if self._said else 0,
             started_at=self._started,
-            profiles=len(live) if live else 0,
+            profiles=len(live) if serves else 0,
             trouble=trouble[:200],
             unusable=unusable if len(unusable) <= MOST_NAMED else TOO_MANY,
         )

@@ -5,11 +5,11 @@ Identity header. Errors are per item, so one bad call never spoils a frame. No d
 network, no lock shared between processes, no log line per call.
 """
 
-import hashlib
+import asyncio
 import time
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection
+from hashlib import sha256
 from typing import Any
-from uuid import uuid4
 
 import grpc
 from kmsapi.v1 import signing_pb2, signing_pb2_grpc
@@ -17,7 +17,6 @@ from kmsapi.v1.signing_pb2 import (
     ActiveCredential,
     CredentialEvent,
     Passport,
-    Signed,
     SignRequest,
     SignResponse,
     Synced,
@@ -32,8 +31,11 @@ from kmsd.errors import Exhausted, Invalid, KmsdError, Precondition, Unavailable
 from kmsd.keyring import Entry
 from kmsd.lanes import Lanes
 from kmsd.live import LOST, Key, Live
+from kmsd.uuids import new_uuid
 
 SERVICE = signing_pb2.DESCRIPTOR.services_by_name["Signing"].full_name
+FRAMES_AHEAD = 4
+"""Frames of one stream that wait for their signatures; more stay unread in the connection."""
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -74,23 +76,38 @@ class Signing(signing_pb2_grpc.SigningServicer):
         """Unary: what is refused as a whole, or alone in its frame, is the call's status."""
         if context.time_remaining() == 0:  # under overload: nobody waits for this one any more
             raise Unavailable("DEADLINE_PASSED", "The deadline passed before this call's turn.")
-        epoch, outcomes = await self._frame(request, self._peer(context))
-        if len(outcomes) == 1 and isinstance(outcomes[0], KmsdError):
-            raise outcomes[0]
-        return _response(request.sequence, epoch, outcomes)
+        frame = self._frame(request, self._peer(context))
+        if len(frame.outcomes) == 1 and isinstance(frame.outcomes[0], KmsdError):
+            raise frame.outcomes[0]
+        return await frame.signed()
 
     async def SignStream(
         self, request_iterator: AsyncIterator[SignRequest], context: Context
     ) -> AsyncIterator[SignResponse]:
-        """The same over one stream: a frame that is refused as a whole does not end it."""
+        """The same over one stream: a frame that is refused as a whole does not end it.
+
+        While the HSM signs one frame the next ones are read, up to FRAMES_AHEAD of them.
+        """
         peer = self._peer(context)
-        async for request in request_iterator:
+        frames: asyncio.Queue[Frame | SignResponse | None] = asyncio.Queue(FRAMES_AHEAD)
+
+        async def read() -> None:
             try:
-                epoch, outcomes = await self._frame(request, peer)
-            except KmsdError as error:
-                yield SignResponse(sequence=request.sequence, refusal=refusal(error))
-            else:
-                yield _response(request.sequence, epoch, outcomes)
+                async for request in request_iterator:
+                    await frames.put(self._begun(request, peer))
+            finally:
+                await frames.put(None)
+
+        reader = asyncio.create_task(read())
+        try:
+            while (frame := await frames.get()) is not None:
+                yield frame if isinstance(frame, SignResponse) else await _answered(frame)
+        finally:
+            reader.cancel()
+            while not frames.empty():  # of a caller who has gone
+                if isinstance(frame := frames.get_nowait(), Frame):
+                    frame.drop()
+        await reader
 
     async def WatchCredentials(
         self, request: WatchCredentialsRequest, context: Context
@@ -122,33 +139,28 @@ class Signing(signing_pb2_grpc.SigningServicer):
                     yield CredentialEvent(epoch=epoch, withdrawn=withdrawn)
         raise Exhausted("WATCHER_TOO_SLOW", "Changes were not read in time; watch again.")
 
-    async def _frame(
-        self, request: SignRequest, peer: PeerGrants
-    ) -> tuple[int, list[Signed | KmsdError]]:
-        """One frame under one epoch. Raises KmsdError when it is refused as a whole."""
+    def _begun(self, request: SignRequest, peer: PeerGrants) -> "Frame | SignResponse":
+        try:
+            frame = self._frame(request, peer)
+        except KmsdError as error:
+            return _refused(request.sequence, error)
+        frame.start()
+        return frame
+
+    def _frame(self, request: SignRequest, peer: PeerGrants) -> "Frame":
+        """One frame under one epoch, not yet signed. Raises KmsdError when it is refused whole."""
         live, lanes = self._opened()
         grant = peer.for_profile(request.profile)
         key = live.key(request.profile)
-        epoch = live.epoch
         now = int(time.time())
         self._check(request, key.entry, now)
-        outcomes: list[Signed | KmsdError] = []
-        drafts: list[_Draft] = []
+        frame = Frame(request.sequence, live.epoch, key, lanes)
         for message in request.passports:
             try:
-                draft = self._draft(message, key, grant, now, len(outcomes))
+                frame.add(*self._draft(message, grant, now))
             except KmsdError as error:
-                outcomes.append(error)
-            else:
-                drafts.append(draft)
-                outcomes.append(draft.signed)
-        if drafts:
-            signatures = await lanes.sign(key.handles, [draft.digest for draft in drafts])
-            for draft, signature in zip(drafts, signatures, strict=True):
-                draft.signed.identity = passport.identity(
-                    draft.header, draft.payload, signature, key.entry.x5u, draft.ppt
-                )
-        return epoch, outcomes
+                frame.outcomes.append(error)
+        return frame
 
     def _opened(self) -> tuple[Live, Lanes]:
         if self._open is None:
@@ -174,29 +186,67 @@ class Signing(signing_pb2_grpc.SigningServicer):
                 profile=entry.profile,
             )
 
-    def _draft(self, message: Passport, key: Key, grant: Grant, now: int, item: int) -> "_Draft":
+    def _draft(self, message: Passport, grant: Grant, now: int) -> tuple[str, str, str]:
+        """PASSporT type, payload segment, origid."""
         claims, ppt, attest = claims_of(message)
         grant.check(ppt, attest)
-        payload = passport.payload(
-            claims, now=now, freshness=self._freshness, new_origid=_new_origid
-        )
-        return _Draft(ppt, key.headers[ppt], payload.segment, payload.origid)
+        payload = passport.payload(claims, now=now, freshness=self._freshness, new_origid=new_uuid)
+        return ppt, payload.segment, payload.origid
 
     def _peer(self, context: Context) -> PeerGrants:
         return self._grants.of(identities(context))
 
 
-class _Draft:
-    """One PASSporT before its signature."""
+class Frame:
+    """A frame on its way: what was refused, and what is to be signed for the rest.
 
-    __slots__ = ("digest", "header", "payload", "ppt", "signed")
+    outcomes: for each PASSporT the error, or its draft: type, payload segment, origid.
+    """
 
-    def __init__(self, ppt: str, header: str, payload: str, origid: str) -> None:
-        self.ppt = ppt
-        self.header = header
-        self.payload = payload
-        self.digest = hashlib.sha256(f"{header}.{payload}".encode("ascii")).digest()
-        self.signed = Signed(origid=origid)
+    __slots__ = ("_digests", "_key", "_lanes", "_signing", "epoch", "outcomes", "sequence")
+
+    def __init__(self, sequence: int, epoch: int, key: Key, lanes: Lanes) -> None:
+        self.sequence = sequence
+        self.epoch = epoch
+        self.outcomes: list[tuple[str, str, str] | KmsdError] = []
+        self._key = key
+        self._lanes = lanes
+        self._digests: list[bytes] = []
+        self._signing: asyncio.Task[list[bytes]] | None = None
+
+    def add(self, ppt: str, payload: str, origid: str) -> None:
+        """One more PASSporT to sign."""
+        signed = passport.signing_input(self._key.headers[ppt], payload)
+        self._digests.append(sha256(signed).digest())
+        self.outcomes.append((ppt, payload, origid))
+
+    def start(self) -> None:
+        """Lets the HSM begin; `signed` waits for it."""
+        self._signing = asyncio.create_task(self._sign())
+
+    def drop(self) -> None:
+        """Nobody waits for it any more: what has not begun does not begin."""
+        if self._signing is not None:
+            self._signing.cancel()
+
+    async def signed(self) -> SignResponse:
+        """The answer. Raises Unavailable when the HSM is lost, Exhausted when it has no time."""
+        signatures = iter(await (self._signing or self._sign()))
+        headers, x5u = self._key.headers, self._key.entry.x5u
+        response = SignResponse(sequence=self.sequence, epoch=self.epoch)
+        add = response.results.add
+        for outcome in self.outcomes:
+            if isinstance(outcome, KmsdError):
+                add().refusal.CopyFrom(refusal(outcome))
+                continue
+            ppt, payload, origid = outcome
+            signed = add().signed
+            signed.identity = passport.identity(headers[ppt], payload, next(signatures), x5u, ppt)
+            signed.origid = origid
+        return response
+
+    async def _sign(self) -> list[bytes]:
+        return await self._lanes.sign(self._key.handles, self._digests) if self._digests else []
 
 
 def identities(context: Context) -> list[str]:
@@ -211,15 +261,15 @@ def identities(context: Context) -> list[str]:
     )
 
 
-def _response(sequence: int, epoch: int, outcomes: Sequence[Signed | KmsdError]) -> SignResponse:
-    response = SignResponse(sequence=sequence, epoch=epoch)
-    for outcome in outcomes:
-        result = response.results.add()
-        if isinstance(outcome, KmsdError):
-            result.refusal.CopyFrom(refusal(outcome))
-        else:
-            result.signed.CopyFrom(outcome)
-    return response
+async def _answered(frame: Frame) -> SignResponse:
+    try:
+        return await frame.signed()
+    except KmsdError as error:
+        return _refused(frame.sequence, error)
+
+
+def _refused(sequence: int, error: KmsdError) -> SignResponse:
+    return SignResponse(sequence=sequence, refusal=refusal(error))
 
 
 def _active(entry: Entry) -> ActiveCredential:
@@ -232,7 +282,3 @@ def _active(entry: Entry) -> ActiveCredential:
         not_before=entry.not_before,
         not_after=entry.not_after,
     )
-
-
-def _new_origid() -> str:
-    return str(uuid4())
