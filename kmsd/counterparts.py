@@ -13,10 +13,9 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from kmsd import jose
 from kmsd.acme.client import Acme
 from kmsd.authority import Authority
-from kmsd.config import secret
+from kmsd.config import mac_key, secret
 from kmsd.errors import Misconfigured, PeerRefused, Unavailable
 from kmsd.hsm import Hsm, new_key_id
 from kmsd.hsmthread import HsmThread
@@ -83,16 +82,14 @@ class Counterparts:
             )
         account = await self.account(profile, name)
         assert account.birth is not None  # noqa: S101  account() made the key
-        mac = ""
-        if settings.eab_mac_key:
-            mac = secret(settings.eab_mac_key, f"issuers.{name}.eab_mac_key")
+        mac = settings.eab_mac_key
         key = HsmKey(self._hsm, account.key_id, account.birth.public_key)
         async with Acme(
             name,
             settings,
             key,
             account_url=account.url,
-            mac_key=jose.b64url_decode(mac) if mac else None,
+            mac_key=mac_key(mac, f"issuers.{name}.eab_mac_key") if mac else None,
         ) as acme:
             url = await acme.ensure_account()
             known = url == account.url

@@ -11,9 +11,8 @@ from urllib.parse import unquote, urlsplit
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from kmsd import jose
 from kmsd.check.finding import Finding, Level, error, failed, ok, warning
-from kmsd.config import secret
+from kmsd.config import mac_key, secret
 from kmsd.errors import KmsdError
 from kmsd.settings import Configuration, Tls
 
@@ -52,9 +51,7 @@ def secrets(configuration: Configuration) -> Iterator[Finding]:
             )
             continue
         try:
-            value = secret(reference, name)
-            if name.endswith("eab_mac_key"):
-                jose.b64url_decode(value)
+            (mac_key if name.endswith("eab_mac_key") else secret)(reference, name)
         except KmsdError as refusal:
             yield failed("secrets", refusal)
         else:

@@ -5,10 +5,12 @@ A secret's value is in what `secret` returns and nowhere else: not in errors, no
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
+from kmsd import jose
 from kmsd.config import files
-from kmsd.errors import Misconfigured
+from kmsd.errors import Invalid, Misconfigured
 
 CREDENTIAL = "credential:"
 LARGEST = 65_536
@@ -29,6 +31,26 @@ def secret(reference: str, name: str) -> str:
     else:
         path, forbidden = Path(reference), 0o077
     return _text(_bytes(path, forbidden, name), path, name)
+
+
+def mac_key(reference: str, name: str) -> bytes:
+    """The octets of a MAC key that an STI-CA gave as text (external account binding).
+
+    Either base64, padded or not, in one line or several: CAs and their customers differ, and
+    nothing else can be meant. Raises as `secret`.
+    """
+    digits = "".join(secret(reference, name).split()).translate(_TO_BASE64URL).rstrip("=")
+    with suppress(Invalid):
+        if octets := jose.b64url_decode(digits):
+            return octets
+    raise Misconfigured(
+        "SECRET_INVALID",
+        f"{name}: that is no MAC key in base64url or base64.",
+        next_step="Put the key there as the STI-CA gave it; not its key id.",
+    )
+
+
+_TO_BASE64URL = str.maketrans("+/", "-_")
 
 
 def _credential(credential: str, name: str) -> Path:

@@ -22,7 +22,7 @@ class Issuer(Settings, kw_only=True, frozen=True):
     terms_of_service_agreed: bool = False
     eab_key_id: str = ""
     eab_mac_key: str = ""
-    """Where the external account binding MAC key is (base64url in a file): path or credential."""
+    """Where the external account binding MAC key is (either base64 in a file): path or credential."""
     tls_ca: str = ""
     """PEM file that the HTTPS certificate must chain to; empty: the system's trust store."""
     timeout: float = 20.0

@@ -376,6 +376,21 @@ def test_a_secret_is_the_file_without_its_last_newline(
     assert config.secret(write(tmp_path / "pin", content), "hsm.pin") == text
 
 
+@pytest.mark.parametrize("text", ["_-8BAg", "_-8BAg==", "/+8BAg==\n", " _-8B\r\nAg \n", "/+8BAg"])
+def test_a_mac_key_is_read_however_the_sti_ca_wrote_it(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path / "mac", text.encode())
+    assert config.mac_key(path, "issuers.ca.eab_mac_key") == bytes.fromhex("ffef0102")
+
+
+@pytest.mark.parametrize("text", ["_-8BA", "_-8BAh", "no key!", "_-8B=Ag=", "="])
+def test_what_is_no_mac_key_is_the_operators_to_correct(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path / "mac", text.encode())
+    with pytest.raises(Misconfigured) as caught:
+        config.mac_key(path, "issuers.ca.eab_mac_key")
+    assert caught.value.reason == "SECRET_INVALID"
+    assert text not in str(caught.value) or text == "="
+
+
 @pytest.mark.parametrize("content", [b"", b"\n", b" \n", b"\xff", b"12\x0034", b"x" * 65_537])
 def test_what_is_no_secret_is_refused_and_not_shown(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(Misconfigured) as refusal:
