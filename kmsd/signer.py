@@ -149,15 +149,16 @@ class Process:
 
     def _speak(self, presence: Presence, live: Live | None = None, trouble: str = "") -> None:
         """Says what is news. live: None when this signer does not serve."""
-        serves = live is not None  # one without any profile serves too
-        unusable = tuple(live.trouble) if serves else ()
+        epoch, profiles, unusable = NOT_SERVING, 0, tuple[str, ...]()
+        if live is not None:
+            epoch, profiles, unusable = live.epoch, len(live), tuple(live.trouble)
         said = Acknowledgement(
             index=self._index,
             pid=os.getpid(),
-            epoch=live.epoch if serves else NOT_SERVING,
+            epoch=epoch,
             at=self._said.at if self._said else 0,
             started_at=self._started,
-            profiles=len(live) if serves else 0,
+            profiles=profiles,
             trouble=trouble[:200],
             unusable=unusable if len(unusable) <= MOST_NAMED else TOO_MANY,
         )
