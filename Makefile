@@ -38,7 +38,7 @@ setup: $(VENV)/.installed
 	@[ -e $(MODULE) ] || softhsm/install-debian softhsm2
 
 setup-test: setup
-	@softhsm/install-debian pebble secsipidx openssl opensc systemd
+	@softhsm/install-debian pebble secsipidx openssl opensc systemd gcc libc6-dev
 
 $(VENV)/.installed: constraints.txt pyproject.toml client/pyproject.toml protos/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

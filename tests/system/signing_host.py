@@ -5,6 +5,7 @@ written by the test in the keeper's place.
 import datetime
 import hashlib
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from kmsd.keyring import Entry, KeyringWriter
 from kmsd.lab import TlsAuthority, TlsFiles
 from kmsd.model import BirthRecord
 from kmsd.presence import Seen, seen
+from tests.shim import SlowHsm
 from tests.softhsm import make_token, pin_of
 from tests.system.programs import free_port, program, until
 
@@ -29,7 +31,7 @@ hsm = {hsm}
 
 [signer]
 listen = ["127.0.0.1:{port}"]
-tls = {{ certificate = "{tls.certificate}", key = "{tls.key}", ca = "{tls.ca}" }}
+{security}
 
 [repository]
 url = "file://{folder}/cr"
@@ -42,13 +44,9 @@ token_file = "{folder}/spc-token"
 [issuers.ca]
 directory = "https://ca.example.org/directory"
 
-[profiles.acme]
-spc = "1234"
-authority = "pa"
-issuers = ["ca"]
-
+{profiles}
 [[callers]]
-id = "spiffe://lab/as1"
+id = "{first}"
 profiles = ["*"]
 types = ["shaken", "base", "div", "rph", "rcd"]
 attest = "A"
@@ -59,24 +57,46 @@ profiles = ["acme"]
 attest = "B"
 """
 
+PLAINTEXT = "plaintext = true"
+
+PROFILE = """\
+[profiles.{name}]
+spc = "1234"
+authority = "pa"
+issuers = ["ca"]
+"""
+
 
 @dataclass
 class SigningHost:
-    """Make keys with `key`, put them into the keyring with `activate`, start `signer`s."""
+    """Make keys with `key`, put them into the keyring with `activate`, start `signer`s.
+
+    profiles: their names. plaintext: no TLS, and whoever calls may do what as1 may otherwise.
+    threads: HSM sessions of each signer. token: an [hsm] table, when not a token of its own.
+    delay: seconds a signature lasts at least, when the HSM is to be a slow one.
+    """
 
     folder: Path
     port: int = field(default_factory=free_port)
+    profiles: Sequence[str] = ("acme",)
+    plaintext: bool = False
+    threads: int = 1
+    token: settings.Hsm | None = None
+    delay: float | None = None
 
     def __post_init__(self) -> None:
         self.tls = TlsAuthority(self.folder / "tls", datetime.datetime.now(datetime.UTC))
-        self.hsm = make_token(self.folder / "hsm")
+        self.hsm = self.token or make_token(self.folder / "hsm")
+        self.slow = None if self.delay is None else SlowHsm(self.folder, self.hsm, self.delay)
         self.config = self.folder / "kmsd.toml"
         self.config.write_text(
             CONFIG.format(
                 folder=self.folder,
-                hsm=_toml(self.hsm),
+                hsm=_toml(self.slow.settings if self.slow else self.hsm, self.threads),
                 port=self.port,
-                tls=self.tls.server("signer"),
+                security=PLAINTEXT if self.plaintext else _tls(self.tls.server("signer")),
+                profiles="\n".join(PROFILE.format(name=name) for name in self.profiles),
+                first="plaintext" if self.plaintext else "spiffe://lab/as1",
             )
         )
         self.keyring = KeyringWriter(self.folder / "keyring")
@@ -134,7 +154,13 @@ class SigningHost:
         until(f"signer {index} serves", serving)
 
 
-def _toml(hsm: settings.Hsm) -> str:
+def _tls(files: TlsFiles) -> str:
+    return (
+        f'tls = {{ certificate = "{files.certificate}", key = "{files.key}", ca = "{files.ca}" }}'
+    )
+
+
+def _toml(hsm: settings.Hsm, threads: int) -> str:
     pairs = ", ".join(f'{name} = "{value}"' for name, value in hsm.environment.items())
     texts = ", ".join(f'{name} = "{getattr(hsm, name)}"' for name in ("module", "token", "pin"))
-    return f"{{ {texts}, environment = {{ {pairs} }} }}"
+    return f"{{ {texts}, threads = {threads}, environment = {{ {pairs} }} }}"
