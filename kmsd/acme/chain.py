@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 from kmsd.acme.messages import Order
 from kmsd.acme.problems import malformed, printable
-from kmsd.acme.transport import Answer, is_https
+from kmsd.acme.transport import Answer
+from kmsd.canonical import x5u_url
+from kmsd.errors import Invalid
 
 LONGEST = 10
 """Certificates in a chain, at most."""
@@ -20,7 +22,8 @@ X5U_HEADER = "x-shaken-certificate-location"
 class Chain:
     """A downloaded chain. pem: as it came, leaf first.
 
-    x5u: https URL where the STI-CA itself hosts it (RFC 9448 section 7), or empty.
+    x5u: where the STI-CA itself hosts it (RFC 9448 section 7); empty: nowhere that could be an
+    x5u (https, with neither user nor query: ATIS-1000074 5.3.1).
     """
 
     pem: str
@@ -45,5 +48,11 @@ def chain(order: Order, answer: Answer, media_types: tuple[str, ...]) -> Chain:
     if set(labels) != {"CERTIFICATE"} or len(labels) > LONGEST:
         what = f"with something else than one to {LONGEST} certificates in PEM"
         raise malformed(answer.issuer, answer.resource, what, answer.body)
-    x5u = order.x5u or answer.headers.get(X5U_HEADER, "")
-    return Chain(pem, x5u if is_https(x5u) else "")
+    return Chain(pem, _hosted(order.x5u or answer.headers.get(X5U_HEADER, "")))
+
+
+def _hosted(x5u: str) -> str:
+    try:
+        return x5u_url(x5u)
+    except Invalid:
+        return ""

@@ -119,7 +119,17 @@ async def test_the_x5u_of_the_order_wins_over_the_header(ca: HostileCa, acme: Ac
     assert (await acme.collect(ca.url("order"))).x5u == "https://cr.example/order.pem"
 
 
-@pytest.mark.parametrize("x5u", ["http://cr.example/a.pem", "https://u:p@cr.example/", "nonsense"])
+@pytest.mark.parametrize(
+    "x5u",
+    [
+        "http://cr.example/a.pem",
+        "https://u:p@cr.example/",
+        "https://cr.example/a.pem?id=1",
+        "https://cr.example/a.pem#leaf",
+        "https://cr.example",
+        "nonsense",
+    ],
+)
 async def test_an_x5u_nobody_may_fetch_is_none(ca: HostileCa, acme: Acme, x5u: str) -> None:
     ca.issue(x5u=x5u)
     assert (await acme.collect(ca.url("order"))).x5u == ""
