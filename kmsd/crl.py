@@ -13,7 +13,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import AuthorityInformationAccessOID, ExtensionOID
 
+from kmsd.errors import Invalid
 from kmsd.model import RevocationList
+from kmsd.path import revoked
 from kmsd.trust import Broken, Certificates, anchored, key_usage, refusing, rollback
 
 CLOCK_SKEW = 300
@@ -78,9 +80,14 @@ def accept(
         counted = _extension(crl, x509.CRLNumber)
         if counted is None:
             raise Broken("number", "it has no CRL number (RFC 5280 section 5.2.3).")
+        der = crl.public_bytes(Encoding.DER)
+        try:
+            revoked(der)
+        except Invalid as error:
+            # Found now, while the last good one is there, and not when a chain is judged.
+            raise Broken("entries", f"an entry of it cannot be read ({error.message})") from None
     if last is not None and counted.crl_number < last.number:
         raise rollback("CRL_ROLLBACK", "CRL", "number", counted.crl_number, last.number)
-    der = crl.public_bytes(Encoding.DER)
     return RevocationList(authority, counted.crl_number, next_update, now, der)
 
 
@@ -99,6 +106,13 @@ def _check_scope(crl: x509.CertificateRevocationList, url: str) -> None:
     urls = [name.value for name in names if isinstance(name, x509.UniformResourceIdentifier)]
     if urls and url not in urls:
         raise Broken("idp", f"it is the CRL of {', '.join(urls)}, but was fetched from {url}.")
+    if point and (
+        point.only_some_reasons
+        or point.only_contains_ca_certs
+        or point.only_contains_attribute_certs
+    ):
+        # Whatever is not in it could still be revoked (RFC 5280 section 6.3.3 b 2).
+        raise Broken("scope", "it is not about all end entity certificates and all reasons.")
 
 
 def _crl_signer(

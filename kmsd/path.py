@@ -50,7 +50,7 @@ def path(chain: Chain, roots: Sequence[str], *, now: int, crl: bytes | None = No
     trusted alike. crl: its CRL as DER or PEM, signature and dates checked before.
     Raises Invalid: ROOT_MALFORMED, CRL_MALFORMED.
     """
-    revoked = _revoked(crl) if crl is not None else frozenset()
+    on_crl = revoked(crl) if crl is not None else frozenset()
     # A renewed root is in the list twice for a while: rather the one that is valid.
     anchors = sorted(
         (anchor for pem in roots for anchor in _anchors(pem)),
@@ -59,11 +59,11 @@ def path(chain: Chain, roots: Sequence[str], *, now: int, crl: bytes | None = No
     for place, certificate in enumerate(chain):
         links = chain[: place + 1]
         if place and certificate in anchors:
-            return Path(chain, links, certificate, now, revoked)
+            return Path(chain, links, certificate, now, on_crl)
         for anchor in anchors:
             if issued_by(certificate, anchor):
-                return Path(chain, (*links, anchor), anchor, now, revoked)
-    return Path(chain, chain, None, now, revoked)
+                return Path(chain, (*links, anchor), anchor, now, on_crl)
+    return Path(chain, chain, None, now, on_crl)
 
 
 def in_order(path: Path) -> str:
@@ -178,6 +178,25 @@ def scope(certificate: x509.Certificate) -> bytes | None:
     return None
 
 
+def revoked(crl: bytes) -> frozenset[tuple[object, int]]:
+    """(issuer, serial number) of each entry of an indirect CRL (RFC 5280 section 5.3.3).
+
+    crl: DER or PEM. Raises Invalid (CRL_MALFORMED) when an entry cannot be read.
+    """
+    entries: set[tuple[object, int]] = set()
+    try:
+        load = x509.load_pem_x509_crl if crl.startswith(b"-----") else x509.load_der_x509_crl
+        listed = load(crl)
+        issuer = listed.issuer
+        for entry in listed:
+            # An entry without its own certificate issuer has that of the entry before it.
+            issuer = _certificate_issuer(entry) or issuer
+            entries.add((_key(issuer), entry.serial_number))
+    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+        raise Invalid("CRL_MALFORMED", f"The STI-PA's CRL cannot be read: {error}.") from error
+    return frozenset(entries)
+
+
 _TNAUTHLIST = x509.ObjectIdentifier(tnauthlist.OID)
 _UNDERSTOOD = (
     ExtensionOID.BASIC_CONSTRAINTS,
@@ -197,22 +216,6 @@ def _anchors(pem: str) -> Chain:
     except Invalid as error:
         message = f"A certificate in the list of trusted STI-CAs cannot be read: {error.message}"
         raise Invalid("ROOT_MALFORMED", message) from error
-
-
-def _revoked(crl: bytes) -> frozenset[tuple[object, int]]:
-    """(issuer, serial number) of each entry of an indirect CRL (RFC 5280 section 5.3.3)."""
-    entries: set[tuple[object, int]] = set()
-    try:
-        load = x509.load_pem_x509_crl if crl.startswith(b"-----") else x509.load_der_x509_crl
-        revoked = load(crl)
-        issuer = revoked.issuer
-        for entry in revoked:
-            # An entry without its own certificate issuer has that of the entry before it.
-            issuer = _certificate_issuer(entry) or issuer
-            entries.add((_key(issuer), entry.serial_number))
-    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
-        raise Invalid("CRL_MALFORMED", f"The STI-PA's CRL cannot be read: {error}.") from error
-    return frozenset(entries)
 
 
 def _certificate_issuer(entry: x509.RevokedCertificate) -> x509.Name | None:

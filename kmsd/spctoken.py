@@ -11,7 +11,7 @@ import msgspec
 
 from kmsd import tnauthlist
 from kmsd.errors import Invalid
-from kmsd.trust import Broken, Certificates, Jws, payload, read_jws, refusing
+from kmsd.trust import Broken, Certificates, Jws, Seconds, payload, read_jws, refusing
 
 TKTYPE = "TNAuthList"
 """The one spelling of RFC 9448 section 5.4; RFC 9447's own example has another."""
@@ -125,7 +125,7 @@ class _Atc(msgspec.Struct, frozen=True):
 
 
 class _Claims(msgspec.Struct, frozen=True):
-    exp: int
+    exp: Seconds
     atc: _Atc
     jti: str = ""
 

@@ -8,7 +8,7 @@ signatures are RFC 7515 by joserfc, paths RFC 5280 section 6 by `cryptography`.
 import datetime
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from cryptography import x509
@@ -32,6 +32,9 @@ from kmsd.jose import b64url_decode
 from kmsd.model import TrustList
 
 Certificates = tuple[x509.Certificate, ...]
+
+Seconds = Annotated[int, msgspec.Meta(le=253_402_300_799)]
+"""A moment in seconds since 1970 UTC, until the end of the year 9999: what has a date."""
 
 CHAIN_CERTIFICATES = 10
 """Certificates in one x5u file, at most: more is no chain."""
@@ -256,8 +259,8 @@ class _Header(msgspec.Struct, frozen=True):
 class _Listed(msgspec.Struct, frozen=True):
     """Payload of the trust list; sequence and exp must be integers (PROTOCOL 2.5)."""
 
-    sequence: int
-    exp: int
+    sequence: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+    exp: Seconds
     trust_list: tuple[str, ...] = msgspec.field(name="trustList")
 
 

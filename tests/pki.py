@@ -166,7 +166,9 @@ def make_crl(
     since: int = NOW - 60,
     until: int = NOW + DAY,
     revoked: Sequence[int] = (),
+    whose: x509.GeneralName | None = None,
     delta: bool = False,
+    point: x509.IssuingDistributionPoint | None = None,
 ) -> x509.CertificateRevocationList:
     builder = (
         x509.CertificateRevocationListBuilder()
@@ -181,6 +183,7 @@ def make_crl(
     if url:
         names = [x509.UniformResourceIdentifier(url)]
         point = x509.IssuingDistributionPoint(names, None, False, False, None, True, False)
+    if point:
         builder = builder.add_extension(point, critical=True)
     if aia:
         location = x509.UniformResourceIdentifier(aia)
@@ -188,5 +191,7 @@ def make_crl(
         builder = builder.add_extension(x509.AuthorityInformationAccess([access]), critical=False)
     for serial in revoked:
         entry = x509.RevokedCertificateBuilder().serial_number(serial)
+        if whose:
+            entry = entry.add_extension(x509.CertificateIssuer([whose]), critical=True)
         builder = builder.add_revoked_certificate(entry.revocation_date(moment(since)).build())
     return builder.sign(by.key, hashes.SHA256())

@@ -80,7 +80,7 @@ def test_an_older_list_than_the_last_is_refused() -> None:
     assert caught.value.reason == "TRUST_LIST_ROLLBACK"
 
 
-@given(st.integers(0, 2**63), st.integers(0, 2**63))
+@given(st.integers(0, 2**63 - 1), st.integers(0, 2**63 - 1))
 def test_a_sequence_never_goes_back(had: int, got: int) -> None:
     refused = pytest.raises(PeerRefused, match="older than")
     with refused if got < had else nullcontext():
@@ -94,6 +94,9 @@ def test_a_sequence_never_goes_back(had: int, got: int) -> None:
         (listed(exp=str(NOW + DAY)), "claims"),
         (listed(sequence="5"), "claims"),
         (listed(sequence=None), "claims"),
+        (listed(sequence=-1), "claims"),
+        (listed(sequence=2**63), "claims"),
+        (listed(exp=10**12), "claims"),
         (listed(trustList=[]), "members"),
         (listed(trustList=["no certificate"]), "members"),
         (listed(trustList=[CA_1.pem, SIGNER.pem]), "members"),
@@ -182,6 +185,26 @@ def test_a_crl_number_may_have_twenty_octets() -> None:
     assert accept_crl(make_crl(CRL_SIGNER, number=2**158)).number == 2**158
 
 
+KEY_COMPROMISE = x509.ReasonFlags.key_compromise
+
+
+def partial(
+    *,
+    ca_certs: bool = False,
+    attribute_certs: bool = False,
+    reasons: frozenset[x509.ReasonFlags] | None = None,
+) -> x509.IssuingDistributionPoint:
+    """Of an indirect CRL that leaves something out."""
+    return x509.IssuingDistributionPoint(
+        None, None, False, ca_certs, reasons, True, attribute_certs
+    )
+
+
+def test_a_crl_about_end_entities_alone_is_enough() -> None:
+    point = x509.IssuingDistributionPoint(None, None, True, False, None, True, False)
+    assert accept_crl(make_crl(CRL_SIGNER, point=point)).number == 7
+
+
 @pytest.mark.parametrize(
     ("found", "rule"),
     [
@@ -190,6 +213,10 @@ def test_a_crl_number_may_have_twenty_octets() -> None:
         (make_crl(CRL_SIGNER, until=NOW), "nextUpdate"),
         (make_crl(CRL_SIGNER, since=NOW + 301, until=NOW + DAY), "thisUpdate"),
         (make_crl(CRL_SIGNER, delta=True), "extension"),
+        (make_crl(CRL_SIGNER, point=partial(ca_certs=True)), "scope"),
+        (make_crl(CRL_SIGNER, point=partial(attribute_certs=True)), "scope"),
+        (make_crl(CRL_SIGNER, point=partial(reasons=frozenset({KEY_COMPROMISE}))), "scope"),
+        (make_crl(CRL_SIGNER, revoked=[1], whose=x509.DNSName("ca")), "entries"),
         (make_crl(certify("STI-PA CRL", ROOT)), "signature"),
         (make_crl(certify("somebody else", ROOT)), "signer"),
     ],
