@@ -2,6 +2,7 @@
 #
 #   make demo [ONCE=1]   the whole main job on this machine, step by step
 #   make test [T=...]    every test (T: what pytest should be given instead)
+#   make bench [QUICK=1] how fast it signs, against the HSM alone and against others
 #   make lint            style, types, layers, generated code
 #   make protos          regenerate the gRPC code
 #   make clean           remove what was made here
@@ -12,17 +13,20 @@ BIN    := $(VENV)/bin
 SUDO   := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 MODULE ?= /usr/lib/softhsm/libsofthsm2.so
 
-.PHONY: demo test lint protos setup setup-test clean
+.PHONY: demo test bench lint protos setup setup-test setup-bench clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '3,7s/^# \{0,3\}//p' Makefile
+	@sed -n '3,8s/^# \{0,3\}//p' Makefile
 
 demo: setup
 	@$(BIN)/kmsd demo $(if $(ONCE),--once)
 
 test: setup-test
 	$(BIN)/pytest $(or $(T),--cov --cov-report=term:skip-covered)
+
+bench: setup-bench
+	@QUICK=$(QUICK) $(BIN)/python -m tests.bench
 
 lint: setup
 	$(BIN)/ruff check
@@ -39,6 +43,11 @@ setup: $(VENV)/.installed
 
 setup-test: setup
 	@softhsm/install-debian pebble secsipidx openssl opensc systemd gcc libc6-dev
+
+setup-bench: setup
+	@softhsm/install-debian secsipidx gcc libc6-dev
+	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || PIP_CONSTRAINT=constraints.txt \
+	    $(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'
 
 $(VENV)/.installed: constraints.txt pyproject.toml client/pyproject.toml protos/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
