@@ -9,7 +9,9 @@ re-initialised under running signatures).
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, TypeAlias
 
 from kmsd.errors import Exhausted, KmsdError, Unavailable
 from kmsd.hsm import Handle, Hsm, Session
@@ -17,33 +19,37 @@ from kmsd.keyring import Entry
 
 Handles = tuple[Handle, ...]
 """One key as each lane knows it, in the order of the lanes."""
+TOGETHER = 0.0005
+"""Seconds for which a lane gathers what it has done, so that under load many lone signatures cost
+one wake-up of the event loop."""
+
+Job: TypeAlias = "tuple[asyncio.Future[Any], Callable[[], Any]]"
 
 
 class Lane:
     """One thread, one session. `waiting`: signatures asked for and not yet made."""
 
     def __init__(self, hsm: Hsm, number: int) -> None:
+        """Blocks until the session is open. Raises Unavailable."""
         self.number = number
         self.waiting = 0
         self._pace = 0.0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"lane-{number}")
-        try:
-            self._session: Session = self._thread.submit(hsm.session).result()
-        except BaseException:
-            self._thread.shutdown()
-            raise
+        self._session: Session = hsm.session()
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        # A daemon: a thread that hangs in the HSM must not keep its process from being replaced.
+        self._thread = Thread(target=self._work, name=f"lane-{number}", daemon=True)
+        self._thread.start()
 
     async def load(self, entries: Sequence[Entry]) -> list[Handle | KmsdError]:
         """Finds the keys and checks them; for each entry its handle, or why it cannot sign."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._load, entries)
+        found: list[Handle | KmsdError] = await self._do(lambda: self._load(entries))
+        return found
 
     def sign(self, handle: Handle, digests: Sequence[bytes]) -> "asyncio.Future[list[bytes]]":
         """64 bytes r||s for each 32-byte digest, in their turn. Fails with KmsdError."""
         count = len(digests)
         self.waiting += count
-        signing = asyncio.get_running_loop().run_in_executor(
-            self._thread, self._sign, handle, digests
-        )
+        signing = self._do(lambda: self._sign(handle, digests))
         signing.add_done_callback(lambda _: self._made(count))
         return signing
 
@@ -51,13 +57,37 @@ class Lane:
         """Seconds until `more` further signatures would be made, by the pace of late."""
         return (self.waiting + more) * self._pace
 
+    def close(self) -> None:
+        """Waits for what it has, then closes the session (and not the login)."""
+        self._jobs.put(None)
+        self._thread.join()
+        self._session.close()
+
     def _made(self, count: int) -> None:
         self.waiting -= count
 
-    def close(self) -> None:
-        """Waits for the frame in work, then closes the session (and not the login)."""
-        self._thread.submit(self._session.close)
-        self._thread.shutdown()
+    def _do(self, work: Callable[[], Any]) -> "asyncio.Future[Any]":
+        future = asyncio.get_running_loop().create_future()
+        self._jobs.put((future, work))
+        return future
+
+    def _work(self) -> None:
+        """The thread: job after job, until None."""
+        job = self._jobs.get()
+        while job is not None:
+            enough = time.perf_counter() + TOGETHER
+            done = []
+            while job is not None:
+                done.append((job[0], _outcome(job)))
+                if self._jobs.empty() or time.perf_counter() > enough:
+                    break
+                job = self._jobs.get()
+            try:
+                done[0][0].get_loop().call_soon_threadsafe(_tell, done)
+            except RuntimeError:  # the loop is closed: nobody waits any more
+                return
+            if job is not None:
+                job = self._jobs.get()
 
     def _load(self, entries: Sequence[Entry]) -> list[Handle | KmsdError]:
         found: list[Handle | KmsdError] = []
@@ -74,6 +104,27 @@ class Lane:
         signatures = [sign(handle, digest) for digest in digests]
         self._pace += 0.2 * ((time.perf_counter() - begun) / len(digests) - self._pace)
         return signatures
+
+
+def _outcome(job: Job) -> Any:
+    """What the job gives, or the exception it ends with; None for one nobody waits for."""
+    future, work = job
+    if future.cancelled():
+        return None
+    try:
+        return work()
+    except Exception as error:
+        return error
+
+
+def _tell(done: "list[tuple[asyncio.Future[Any], Any]]") -> None:
+    for future, outcome in done:
+        if future.done():  # cancelled meanwhile
+            continue
+        if isinstance(outcome, Exception):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
 
 
 class Lanes:
