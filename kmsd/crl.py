@@ -78,17 +78,17 @@ def accept(
         if next_update <= now:
             raise Broken("nextUpdate", f"it ended {now - next_update} seconds ago.")
         counted = _extension(crl, x509.CRLNumber)
-        if counted is None:
-            raise Broken("number", "it has no CRL number (RFC 5280 section 5.2.3).")
+        if counted is None or not 0 <= counted.crl_number < 1 << 160:
+            raise Broken("number", "it has no CRL number of 20 octets (RFC 5280 section 5.2.3).")
         der = crl.public_bytes(Encoding.DER)
         try:
             revoked(der)
         except Invalid as error:
             # Found now, while the last good one is there, and not when a chain is judged.
             raise Broken("entries", f"an entry of it cannot be read ({error.message})") from None
-    if last is not None and counted.crl_number < last.number:
-        raise rollback("CRL_ROLLBACK", "CRL", "number", counted.crl_number, last.number)
-    return RevocationList(authority, counted.crl_number, next_update, now, der)
+    if last is not None and counted.crl_number < int(last.number):
+        raise rollback("CRL_ROLLBACK", "CRL", "number", counted.crl_number, int(last.number))
+    return RevocationList(authority, str(counted.crl_number), next_update, now, der)
 
 
 def _check_scope(crl: x509.CertificateRevocationList, url: str) -> None:

@@ -228,10 +228,13 @@ class TrustList(Value, frozen=True):
 
 
 class RevocationList(Value, frozen=True):
-    """The STI-PA's CRL as last accepted. der: the CertificateList."""
+    """The STI-PA's CRL as last accepted. der: the CertificateList.
+
+    number: in decimal; it may have 20 octets, more than numbers in JSON or a database.
+    """
 
     authority: str
-    number: int
+    number: str
     next_update: int
     fetched_at: int
     der: bytes

@@ -151,7 +151,7 @@ class TrustMaterial(Part, frozen=True, kw_only=True):
     roots: int
     list_fetched_at: datetime | None
     list_expires_at: datetime | None
-    crl_number: int
+    crl_number: str
     crl_fetched_at: datetime | None
     crl_next_update: datetime | None
     trouble: str

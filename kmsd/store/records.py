@@ -203,7 +203,7 @@ class Store:
     def save_revocation_list(self, crl: RevocationList, *events: Event) -> RevocationList:
         """Keep a CRL. Raises Precondition TRUST_ROLLED_BACK when a later one is there."""
         with self._database.writing() as connection:
-            rows.trust(connection, crl, crl.number)
+            rows.trust(connection, crl, int(crl.number))
             journal.append(connection, events)
         return crl
 

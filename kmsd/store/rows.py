@@ -110,10 +110,11 @@ def trusted(connection: sa.Connection, kind: type[V], authority: str) -> V | Non
 def trust(connection: sa.Connection, value: TrustList | RevocationList, number: int) -> None:
     """Keep the material unless later is there. Raises Precondition TRUST_ROLLED_BACK.
 
-    number: its place in the sequence. Raises Invalid TRUST_NUMBER_INVALID beyond 63 bits.
+    number: its place in the sequence. Raises Invalid TRUST_NUMBER_INVALID beyond the 20 octets
+    of a CRL number (RFC 5280 section 5.2.3), which is why the column is a text.
     """
     kind = type(value).__name__
-    if not 0 <= number < 1 << 63:
+    if not 0 <= number < 1 << 160:
         raise Invalid("TRUST_NUMBER_INVALID", f"The number of this {kind} is out of range.")
     row = tables.trust.c
     key = {"authority": value.authority, "kind": kind}
@@ -122,14 +123,14 @@ def trust(connection: sa.Connection, value: TrustList | RevocationList, number: 
         .where(row.authority == value.authority, row.kind == kind)
         .with_for_update()
     ).scalar()
-    if last is not None and number < last:
+    if last is not None and number < int(last):
         raise Precondition(
             "TRUST_ROLLED_BACK",
             f"The {kind} of {value.authority} has number {number}, after {last} was accepted.",
             next_step="The later one stays in use; ask the STI-PA if this repeats.",
             authority=value.authority,
         )
-    put(connection, tables.trust, key, {"number": number, "document": document(value)})
+    put(connection, tables.trust, key, {"number": str(number), "document": document(value)})
 
 
 def unknown(id: str) -> NotFound:

@@ -50,7 +50,7 @@ trust = sa.Table(
     metadata,
     sa.Column("authority", sa.String(63), primary_key=True),
     sa.Column("kind", sa.String(16), primary_key=True),
-    sa.Column("number", sa.BigInteger, nullable=False),
+    sa.Column("number", sa.String(49), nullable=False),
     sa.Column("document", sa.Text, nullable=False),
 )
 

@@ -604,7 +604,7 @@ async def test_what_is_no_list_is_refused(
 async def test_the_crl_is_accepted_from_the_signer_it_names(sti_pa: StiPa, opened: Opened) -> None:
     async with opened() as authority:
         accepted = await authority.crl(None, NOW)
-        assert (accepted.authority, accepted.number) == ("us", 7)
+        assert (accepted.authority, accepted.number) == ("us", "7")
         sti_pa.crl_number = 6
         with pytest.raises(PeerRefused) as caught:
             await authority.crl(accepted, NOW)
@@ -622,7 +622,7 @@ async def test_a_crl_that_names_no_signer_is_checked_with_those_of_the_list(
     assert caught.value.metadata["rule"] == "signer"
     sti_pa.told["/download/v1/certificate/signer.crt"] = lambda _: with_crl_signer
     async with opened() as authority:
-        assert (await authority.crl(None, NOW)).number == 7
+        assert (await authority.crl(None, NOW)).number == "7"
 
 
 async def test_a_crl_whose_signer_cannot_be_fetched_is_not_used(

@@ -277,7 +277,7 @@ def trust_list(sequence: int) -> TrustList:
 
 def revocation_list(number: int) -> RevocationList:
     return RevocationList(
-        authority="pa", number=number, next_update=9, fetched_at=number, der=b"\x30\x00"
+        authority="pa", number=str(number), next_update=9, fetched_at=8, der=b"\x30\x00"
     )
 
 
@@ -296,8 +296,16 @@ def test_trust_material_never_goes_back(store: Store) -> None:
     assert store.revocation_list("pa") == revocation_list(3)
 
 
-@pytest.mark.parametrize("number", [-1, 1 << 63, 1 << 159])
-def test_a_number_no_database_can_count_to_is_refused(store: Store, number: int) -> None:
+def test_a_crl_number_of_twenty_octets_is_kept_and_compared(store: Store) -> None:
+    for number in (9, 1 << 63, 1 << 159):
+        store.save_revocation_list(revocation_list(number))
+        assert store.revocation_list("pa") == revocation_list(number)
+    with pytest.raises(Precondition):
+        store.save_revocation_list(revocation_list(9))
+
+
+@pytest.mark.parametrize("number", [-1, 1 << 160])
+def test_a_number_that_no_crl_can_have_is_refused(store: Store, number: int) -> None:
     with pytest.raises(Invalid):
         store.save_revocation_list(revocation_list(number))
     assert store.revocation_list("pa") is None

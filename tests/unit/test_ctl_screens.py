@@ -112,7 +112,7 @@ WELL = pb.Status(
             roots=12,
             list_fetched_at=NOW - HOUR,
             list_expires_at=NOW + 20 * HOUR,
-            crl_number=5,
+            crl_number="5",
             crl_fetched_at=NOW - HOUR,
             crl_next_update=NOW + DAY,
         )

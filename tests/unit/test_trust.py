@@ -157,7 +157,7 @@ def crl_rule(found: x509.CertificateRevocationList, **case: Any) -> str:
 def test_a_crl_is_read_in_pem_and_der(encoding: Encoding) -> None:
     made = make_crl(CRL_SIGNER, url=CRL_URL, revoked=(99,))
     accepted = accept_crl(crl.read(made.public_bytes(encoding)))
-    assert (accepted.number, accepted.next_update, accepted.fetched_at) == (7, NOW + DAY, NOW)
+    assert (accepted.number, accepted.next_update, accepted.fetched_at) == ("7", NOW + DAY, NOW)
     assert accepted.der == made.public_bytes(Encoding.DER)
 
 
@@ -169,20 +169,20 @@ def test_what_is_no_crl_is_refused(data: bytes) -> None:
 
 
 def test_a_crl_may_leave_its_url_unsaid() -> None:
-    assert accept_crl(make_crl(CRL_SIGNER)).number == 7
+    assert accept_crl(make_crl(CRL_SIGNER)).number == "7"
 
 
 def test_the_pinned_root_may_sign_the_crl_itself() -> None:
-    assert accept_crl(make_crl(ROOT), served=()).number == 7
+    assert accept_crl(make_crl(ROOT), served=()).number == "7"
 
 
 def test_a_ca_below_the_root_may_sign_the_crl() -> None:
     signer = certify("STI-PA CA", ROOT, ca=True)
-    assert accept_crl(make_crl(signer), served=(signer.certificate,)).number == 7
+    assert accept_crl(make_crl(signer), served=(signer.certificate,)).number == "7"
 
 
 def test_a_crl_number_may_have_twenty_octets() -> None:
-    assert accept_crl(make_crl(CRL_SIGNER, number=2**158)).number == 2**158
+    assert accept_crl(make_crl(CRL_SIGNER, number=2**158)).number == str(2**158)
 
 
 KEY_COMPROMISE = x509.ReasonFlags.key_compromise
@@ -202,7 +202,7 @@ def partial(
 
 def test_a_crl_about_end_entities_alone_is_enough() -> None:
     point = x509.IssuingDistributionPoint(None, None, True, False, None, True, False)
-    assert accept_crl(make_crl(CRL_SIGNER, point=point)).number == 7
+    assert accept_crl(make_crl(CRL_SIGNER, point=point)).number == "7"
 
 
 @pytest.mark.parametrize(
@@ -210,6 +210,7 @@ def test_a_crl_about_end_entities_alone_is_enough() -> None:
     [
         (make_crl(CRL_SIGNER, url="https://other.example/crl"), "idp"),
         (make_crl(CRL_SIGNER, number=None), "number"),
+        (make_crl(CRL_SIGNER, number=2**160), "number"),
         (make_crl(CRL_SIGNER, until=NOW), "nextUpdate"),
         (make_crl(CRL_SIGNER, since=NOW + 301, until=NOW + DAY), "thisUpdate"),
         (make_crl(CRL_SIGNER, delta=True), "extension"),

@@ -203,8 +203,10 @@ class TrustStatus(_message.Message):
     roots: _builtins.int
     list_fetched_at: _builtins.int
     list_expires_at: _builtins.int
-    crl_number: _builtins.int
-    """CRL: number, when fetched, nextUpdate (0: none)."""
+    crl_number: _builtins.str
+    """CRL: number in decimal, which may have 20 octets (RFC 5280 section 5.2.3; empty: none), when
+    fetched, nextUpdate (0: none).
+    """
     crl_fetched_at: _builtins.int
     crl_next_update: _builtins.int
     trouble: _builtins.str
@@ -217,7 +219,7 @@ class TrustStatus(_message.Message):
         roots: _builtins.int = ...,
         list_fetched_at: _builtins.int = ...,
         list_expires_at: _builtins.int = ...,
-        crl_number: _builtins.int = ...,
+        crl_number: _builtins.str = ...,
         crl_fetched_at: _builtins.int = ...,
         crl_next_update: _builtins.int = ...,
         trouble: _builtins.str = ...,

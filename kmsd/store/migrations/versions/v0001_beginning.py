@@ -43,7 +43,7 @@ def upgrade() -> None:
         "trust",
         sa.Column("authority", sa.String(63), nullable=False),
         sa.Column("kind", sa.String(16), nullable=False),
-        sa.Column("number", sa.BigInteger, nullable=False),
+        sa.Column("number", sa.String(49), nullable=False),
         sa.Column("document", sa.Text, nullable=False),
         sa.PrimaryKeyConstraint("authority", "kind", name="pk_trust"),
     )
