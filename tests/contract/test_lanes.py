@@ -1,0 +1,377 @@
+"""Lanes and what is live on them: the same on the fake and on a real token."""
+
+import asyncio
+import gc
+import threading
+import weakref
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import cast
+
+import pytest
+from msgspec.structs import replace
+
+from kmsd import live as live_module
+from kmsd.errors import Exhausted, KmsdError, NotFound, Precondition, Unavailable
+from kmsd.hsm import Hsm, new_key_id
+from kmsd.keyring import Delta, Entry, Snapshot
+from kmsd.lanes import Lanes
+from kmsd.live import LOST, Live
+from tests.contract.fake_hsm import FakeHandle, FakeSession
+from tests.contract.hsm_bench import (
+    DIGEST,
+    NOW,
+    FakeOnBench,
+    SoftHsmOnBench,
+    Token,
+    assert_verifies,
+)
+
+PATIENT = 60.0
+
+
+@pytest.fixture(params=["fake", "softhsm"])
+def token(request: pytest.FixtureRequest, tmp_path: Path) -> Token:
+    return FakeOnBench() if request.param == "fake" else SoftHsmOnBench(tmp_path / "hsm")
+
+
+@pytest.fixture
+def fake() -> FakeOnBench:
+    return FakeOnBench()
+
+
+class Bench:
+    """Lanes on a token, with what `on_loss` was told."""
+
+    def __init__(self, token: Token, threads: int, longest_wait: float) -> None:
+        self.token = token
+        self.hsm = cast(Hsm, token.open())
+        self.hsm.max_threads = threads
+        self.losses: list[KmsdError] = []
+        self.lanes = Lanes(self.hsm, threads, longest_wait=longest_wait, on_loss=self.losses.append)
+
+    def entry(self, profile: str = "acme", x5u: str = "https://cr.example.org/1.pem") -> Entry:
+        """A keyring entry with a new key."""
+        birth = self.hsm.generate(new_key_id(), "test", NOW)
+        return Entry(
+            profile=profile,
+            spc="1234",
+            credential="0" * 16,
+            key_id=birth.key_id,
+            spki_sha256=sha256(birth.public_key).hexdigest(),
+            x5u=x5u,
+            not_before=NOW,
+            not_after=NOW + 1000,
+        )
+
+
+@asynccontextmanager
+async def bench(
+    token: Token, threads: int = 1, *, longest_wait: float = PATIENT
+) -> AsyncIterator[Bench]:
+    made = Bench(token, threads, longest_wait)
+    try:
+        yield made
+    finally:
+        await asyncio.to_thread(made.lanes.close)
+        made.hsm.close()
+
+
+class Held:
+    """Signing on fakes stops at each signature until `go`. `started`: how many came so far."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.started = 0
+        self._came = threading.Semaphore(0)
+        self._free = threading.Event()
+        sign = FakeSession.sign
+
+        def held(session: FakeSession, handle: FakeHandle, digest: bytes) -> bytes:
+            self.started += 1
+            self._came.release()
+            self._free.wait(20)
+            return sign(session, handle, digest)
+
+        monkeypatch.setattr(FakeSession, "sign", held)
+
+    def go(self) -> None:
+        self._free.set()
+
+    async def came(self, times: int = 1) -> None:
+        """Waits until this many more signatures have been begun."""
+        for _ in range(times):
+            assert await asyncio.to_thread(self._came.acquire, timeout=20)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+async def test_a_frame_comes_back_whole_and_in_order(token: Token, threads: int) -> None:
+    async with bench(token, threads) as on:
+        entry = on.entry()
+        (key,) = await on.lanes.load([entry])
+        assert not isinstance(key, KmsdError)
+        public_key = on.hsm.public_key(entry.key_id)
+        assert public_key is not None
+        for size in (1, 2, 7):
+            signatures = await on.lanes.sign(key, [DIGEST] * size)
+            assert len(signatures) == size
+            for signature in signatures:
+                assert_verifies(public_key, signature)
+
+
+async def test_what_cannot_be_signed_with_is_told_entry_by_entry(token: Token) -> None:
+    async with bench(token, 2) as on:
+        good = on.entry()
+        absent = replace(good, key_id=new_key_id())
+        other = replace(good, spki_sha256="00" * 32)
+        found = await on.lanes.load([absent, good, other])
+        assert isinstance(found[0], NotFound)
+        assert isinstance(found[1], tuple)
+        assert isinstance(found[2], Precondition)
+        assert on.losses == []
+
+
+async def test_a_lost_hsm_is_told_once_whoever_meets_it(token: Token) -> None:
+    async with bench(token, 2) as on:
+        entry = on.entry()
+        (key,) = await on.lanes.load([entry])
+        assert not isinstance(key, KmsdError)
+        token.unplug()
+        for _ in range(3):
+            with pytest.raises(Unavailable):
+                await on.lanes.sign(key, [DIGEST] * 2)
+        (again,) = await on.lanes.load([replace(entry, key_id=new_key_id())])
+        assert isinstance(again, Unavailable)
+        assert len(on.losses) == 1
+
+
+async def test_a_token_that_is_gone_when_keys_are_loaded_is_a_lost_hsm(token: Token) -> None:
+    async with bench(token) as on:
+        entry = on.entry()
+        token.unplug()
+        (found,) = await on.lanes.load([entry])
+        assert isinstance(found, Unavailable)
+        assert on.losses == [found]
+
+
+async def test_frames_go_to_the_lane_with_least_to_do(
+    fake: FakeOnBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Held(monkeypatch)
+    async with bench(fake, 2) as on:
+        (key,) = await on.lanes.load([on.entry()])
+        assert not isinstance(key, KmsdError)
+        frames = [asyncio.create_task(on.lanes.sign(key, [DIGEST])) for _ in range(2)]
+        await held.came(2)  # both lanes are at it: none waits behind the other
+        held.go()
+        await asyncio.gather(*frames)
+
+
+async def test_what_would_wait_too_long_is_refused_at_once(
+    fake: FakeOnBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with bench(fake, longest_wait=0.0) as on:
+        (key,) = await on.lanes.load([on.entry()])
+        assert not isinstance(key, KmsdError)
+        await on.lanes.sign(key, [DIGEST])  # from now on the lane knows its pace
+        held = Held(monkeypatch)
+        first = asyncio.create_task(on.lanes.sign(key, [DIGEST]))
+        await held.came()
+        with pytest.raises(Exhausted) as refused:
+            await on.lanes.sign(key, [DIGEST])
+        assert refused.value.reason == "OVERLOADED"
+        held.go()
+        assert len(await first) == 1
+        assert len(await on.lanes.sign(key, [DIGEST])) == 1
+        assert on.losses == []
+
+
+async def test_a_frame_whose_caller_has_gone_is_not_signed(
+    fake: FakeOnBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with bench(fake) as on:
+        (key,) = await on.lanes.load([on.entry()])
+        assert not isinstance(key, KmsdError)
+        held = Held(monkeypatch)
+        first = asyncio.create_task(on.lanes.sign(key, [DIGEST]))
+        await held.came()
+        late = asyncio.create_task(on.lanes.sign(key, [DIGEST] * 50))
+        await asyncio.sleep(0)
+        late.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await late
+        held.go()
+        await first
+        await on.lanes.sign(key, [DIGEST])
+        assert held.started == 2
+
+
+async def test_closing_waits_for_the_frame_in_work(
+    fake: FakeOnBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Held(monkeypatch)
+    async with bench(fake) as on:
+        (key,) = await on.lanes.load([on.entry()])
+        assert not isinstance(key, KmsdError)
+        frame = asyncio.create_task(on.lanes.sign(key, [DIGEST] * 3))
+        await held.came()
+        closing = asyncio.create_task(asyncio.to_thread(on.lanes.close))
+        await asyncio.sleep(0.05)
+        assert not closing.done()
+        held.go()
+        assert len(await frame) == 3
+        await closing
+        on.lanes = Lanes(on.hsm, 1, longest_wait=0, on_loss=on.losses.append)
+
+
+def test_lanes_that_cannot_all_be_opened_leave_none_open(
+    fake: FakeOnBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hsm = fake.open()
+    hsm.max_threads = 3
+    sessions: list[FakeSession] = []
+    closed: list[FakeSession] = []
+
+    def session() -> FakeSession:
+        if len(sessions) == 2:
+            raise Unavailable("HSM_LOST", "It is gone.")
+        sessions.append(FakeSession(hsm))
+        return sessions[-1]
+
+    monkeypatch.setattr(hsm, "session", session)
+    monkeypatch.setattr(FakeSession, "close", lambda one: closed.append(one))
+    with pytest.raises(Unavailable):
+        Lanes(cast(Hsm, hsm), 3, longest_wait=1, on_loss=print)
+    assert closed == sessions
+
+
+# What is live on the lanes.
+
+
+async def test_a_switch_replaces_adds_and_withdraws_together(token: Token) -> None:
+    async with bench(token) as on:
+        live = Live(on.lanes)
+        a, b, c = on.entry("a"), on.entry("b"), on.entry("c")
+        await live.follow(Snapshot(3, (a, b)))
+        assert (live.epoch, len(live), live.key("a").entry) == (3, 2, a)
+        new = on.entry("b", "https://cr.example.org/2.pem")
+        await live.follow([Delta(4, (new, c), ("a",))])
+        assert live.epoch == 4
+        assert {entry.profile: entry for entry in live.entries()} == {"b": new, "c": c}
+        with pytest.raises(NotFound) as refused:
+            live.key("a")
+        assert refused.value.reason == "PROFILE_NOT_ACTIVE"
+
+
+async def test_what_a_snapshot_does_not_name_is_gone(token: Token) -> None:
+    async with bench(token) as on:
+        live = Live(on.lanes)
+        a, lost = on.entry("a"), replace(on.entry("b"), key_id=new_key_id())
+        await live.follow(Snapshot(1, (a, lost)))
+        assert set(live.trouble) == {"b"}
+        await live.follow(Snapshot(9))
+        assert (len(live), live.trouble, live.epoch) == (0, {}, 9)
+
+
+async def test_a_missing_key_keeps_the_one_that_works_and_is_looked_for(token: Token) -> None:
+    async with bench(token) as on:
+        live = Live(on.lanes)
+        good = on.entry("a")
+        await live.follow(Snapshot(1, (good,)))
+        birth_to_come = new_key_id()
+        await live.follow(
+            [Delta(2, (replace(good, key_id=birth_to_come, x5u="https://x.example/2.pem"),))]
+        )
+        assert live.epoch == 2
+        assert live.key("a").entry == good
+        assert live.trouble["a"].reason == "HSM_KEY_ABSENT"
+        await live.look_again()
+        assert live.key("a").entry == good
+        made = on.hsm.generate(birth_to_come, "late", NOW)
+        await live.look_again()
+        assert live.trouble["a"].reason == "HSM_KEY_MISMATCH"
+        spki = sha256(made.public_key).hexdigest()
+        await live.follow([Delta(3, (replace(good, key_id=birth_to_come, spki_sha256=spki),))])
+        assert live.trouble == {}
+        assert live.key("a").entry.key_id == birth_to_come
+
+
+async def test_a_key_that_comes_late_is_signed_with_as_soon_as_it_is_there(token: Token) -> None:
+    async with bench(token) as on:
+        live = Live(on.lanes)
+        entry = on.entry("a")
+        public_key = on.hsm.public_key(entry.key_id)
+        assert public_key is not None
+        with live.watch() as changes:
+            await live.follow(Snapshot(1, (replace(entry, spki_sha256="00" * 32),)))
+            assert changes.empty()
+            await live.follow([Delta(2, (entry,))])
+            assert changes.get_nowait() == (2, entry, "")
+
+
+async def test_going_back_to_the_entry_in_use_ends_the_trouble(token: Token) -> None:
+    async with bench(token) as on:
+        live = Live(on.lanes)
+        good = on.entry("a")
+        await live.follow(Snapshot(1, (good,)))
+        await live.follow([Delta(2, (replace(good, key_id=new_key_id()),))])
+        assert live.trouble
+        await live.follow([Delta(3, (good,))])
+        assert live.trouble == {}
+        assert live.key("a").entry == good
+
+
+async def test_an_x5u_that_cannot_stand_in_a_header_is_trouble_of_its_profile_alone(
+    token: Token,
+) -> None:
+    async with bench(token) as on:
+        live = Live(on.lanes)
+        good = on.entry("good")
+        await live.follow(Snapshot(1, (on.entry("bad", "http://\x00"), good)))
+        assert set(live.trouble) == {"bad"}
+        assert live.key("good").entry == good
+
+
+async def test_keys_nothing_signs_with_any_more_are_not_kept(fake: FakeOnBench) -> None:
+    async with bench(fake) as on:
+        live = Live(on.lanes)
+        await live.follow(Snapshot(1, (on.entry("a"),)))
+        frame = live.key("a")
+        handle = weakref.ref(frame.handles[0])
+        await live.follow([Delta(2, (on.entry("a"),))])
+        assert handle() is not None  # a frame on its way still has it
+        assert len(await on.lanes.sign(frame.handles, [DIGEST])) == 1
+        del frame
+        await on.lanes.sign(live.key("a").handles, [DIGEST])  # the lane has other things in mind
+        gc.collect()
+        assert handle() is None
+
+
+async def test_a_watcher_sees_every_change_in_order(token: Token) -> None:
+    async with bench(token) as on:
+        live = Live(on.lanes)
+        a, b = on.entry("a"), on.entry("b")
+        with live.watch() as changes:
+            await live.follow(Snapshot(1, (a,)))
+            await live.follow([Delta(2, (b,)), Delta(3, (), ("a", "never-there"))])
+        seen = [changes.get_nowait() for _ in range(changes.qsize())]
+        assert seen == [(1, a, ""), (2, b, ""), (3, None, "a")]
+        await live.follow([Delta(4, (a,))])
+        assert changes.empty()
+
+
+async def test_a_watcher_that_does_not_read_is_cut_off(
+    fake: FakeOnBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_module, "WATCHER_BACKLOG", 2)
+    async with bench(fake) as on:
+        live = Live(on.lanes)
+        entries = [on.entry(name) for name in "abcd"]
+        with live.watch() as sleepy, live.watch() as awake:
+            for epoch, entry in enumerate(entries, start=1):
+                await live.follow([Delta(epoch, (entry,))])
+                assert awake.get_nowait() == (epoch, entry, "")
+            changes = [sleepy.get_nowait() for _ in range(sleepy.qsize())]
+        assert changes[-1] is LOST
+        assert len(changes) == 2
