@@ -24,14 +24,14 @@ def alarms(status: pb.Status, signers: Sequence[Seen]) -> Iterator[pb.Alarm]:
     for trust in status.trust:
         if trust.trouble:
             yield _alarm("TRUST_REFRESH_FAILED", trust.authority, trust.trouble)
-        elif trust.list_expires_at and trust.list_expires_at <= status.now:
+        if trust.list_expires_at and trust.list_expires_at <= status.now:
             yield _alarm(
                 "TRUST_LIST_EXPIRED",
                 trust.authority,
                 f"The list of trusted STI-CAs of {trust.authority} has expired.",
                 since=trust.list_expires_at,
             )
-        elif trust.crl_next_update and trust.crl_next_update <= status.now:
+        if trust.crl_next_update and trust.crl_next_update <= status.now:
             yield _alarm(
                 "TRUST_CRL_EXPIRED",
                 trust.authority,
