@@ -41,7 +41,7 @@ class Authority:
     """
 
     def __init__(self, name: str, settings: Settings, *, password: str, root_pem: str) -> None:
-        if settings.url and not settings.url.startswith("https://"):
+        if not settings.url.startswith("https://"):
             raise Misconfigured("AUTHORITY_URL", f"url of authority {name} must be https.")
         self._name = name
         self._settings = settings
@@ -118,12 +118,6 @@ class Authority:
         return self._settings.crl_url or self._url("/download/v1/crl")
 
     def _url(self, path: str) -> str:
-        if not self._settings.url:
-            raise Misconfigured(
-                "AUTHORITY_URL",
-                f"Authority {self._name} has no url, and what is wanted comes only from its API.",
-                next_step="Set url, or token_file and crl_url.",
-            )
         return self._settings.url.rstrip("/") + path
 
     async def _requested(
@@ -167,7 +161,7 @@ class Authority:
         served = [each for url in crls.signer_urls(crl)[:3] for each in await self._try(url, now)]
         if any(each.subject == crl.issuer for each in (*served, *self._roots)):
             return served
-        if not self._chains and self._settings.url:
+        if not self._chains:
             with suppress(KmsdError):
                 await self._chain((await self._signed_list(now)).x5u, now)
         return served + [each for _, chain in self._chains.values() for each in chain]

@@ -41,8 +41,6 @@ async def authority(name: str, configuration: Configuration, now: int) -> tuple[
         password = secret(settings.password, f"authorities.{name}.password")
     if settings.token_file:
         found.append(ok(what, "SPC tokens are imported from files."))
-    if not settings.url:
-        return tuple(found)
     if password and not settings.token_file:
         found.append(await _login(what, name, settings, password, now))
     if any(finding.level is Level.ERROR for finding in found):
@@ -112,7 +110,7 @@ async def clock(configuration: Configuration, now: Callable[[], float]) -> tuple
     """This host's clock against the Date of every server we know; the nearest one counts."""
     repository = configuration.repository
     servers = {repository.public_url: repository.tls_ca}
-    servers |= {one.url: one.tls_ca for one in configuration.authorities.values() if one.url}
+    servers |= {one.url: one.tls_ca for one in configuration.authorities.values()}
     servers |= {one.directory: one.tls_ca for one in configuration.issuers.values()}
     answers = await asyncio.gather(
         *(_ahead(url, tls_ca, now) for url, tls_ca in servers.items()), return_exceptions=True

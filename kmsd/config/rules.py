@@ -113,11 +113,8 @@ def _hsm(hsm: Hsm) -> Iterator[str]:
 def _authority(authority: Authority, path: str) -> Iterator[str]:
     if not authority.root:
         yield f"{path}.root: is empty; write the path of the pinned STI-PA root certificate"
-    if authority.url:
-        yield from syntax.https(authority.url, f"{path}.url")
-    elif not authority.token_file:
-        yield f"{path}.url: write the URL of the STI-PA, or token_file"
-    if authority.url and not authority.token_file:
+    yield from syntax.https(authority.url, f"{path}.url")
+    if not authority.token_file:
         if not authority.user:
             yield f"{path}.user: is needed to log in at the STI-PA"
         yield from syntax.reference(authority.password, f"{path}.password", needed=True)

@@ -22,7 +22,7 @@ class Issuer(Settings, kw_only=True, frozen=True):
     terms_of_service_agreed: bool = False
     eab_key_id: str = ""
     eab_mac_key: str = ""
-    """Where the external account binding MAC key is (either base64 in a file): path or credential."""
+    """Where the external account binding MAC key is (a file of base64): path or credential."""
     tls_ca: str = ""
     """PEM file that the HTTPS certificate must chain to; empty: the system's trust store."""
     timeout: float = 20.0
@@ -62,8 +62,9 @@ class PaBody(StrEnum):
 class Authority(Settings, kw_only=True, frozen=True):
     """One STI-PA, its trust domain, and our subscriber account there."""
 
-    url: str = ""
-    """https base URL of the API; empty when tokens are only imported from a file."""
+    url: str
+    """https base URL of the API. The list of STI-CAs, the CRL and the signers' certificates come
+    from there also when SPC tokens come from a file; HTTPS_PROXY is heeded."""
     root: str
     """PEM file: the pinned STI-PA root certificate(s)."""
     user: str = ""

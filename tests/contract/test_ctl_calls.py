@@ -315,6 +315,7 @@ url = "file:///srv/cr"
 public_url = "https://cr.example.org/"
 
 [authorities.pa]
+url = "https://pa.example.org"
 root = "root.pem"
 token_file = "spc-token"
 

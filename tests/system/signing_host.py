@@ -38,6 +38,7 @@ url = "file://{folder}/cr"
 public_url = "https://cr.example.org/"
 
 [authorities.pa]
+url = "https://pa.example.org"
 root = "{folder}/root.pem"
 token_file = "{folder}/spc-token"
 
@@ -72,8 +73,8 @@ class SigningHost:
     """Make keys with `key`, put them into the keyring with `activate`, start `signer`s.
 
     profiles: their names. plaintext: no TLS, and whoever calls may do what as1 may otherwise.
-    threads: HSM sessions of each signer. token: an [hsm] table, when not a token of its own.
-    delay: seconds a signature lasts at least, when the HSM is to be a slow one.
+    threads: HSM sessions of each signer. delay: seconds that a signature lasts at least, when
+    the HSM is to be a slow one.
     """
 
     folder: Path
@@ -81,12 +82,11 @@ class SigningHost:
     profiles: Sequence[str] = ("acme",)
     plaintext: bool = False
     threads: int = 1
-    token: settings.Hsm | None = None
     delay: float | None = None
 
     def __post_init__(self) -> None:
         self.tls = TlsAuthority(self.folder / "tls", datetime.datetime.now(datetime.UTC))
-        self.hsm = self.token or make_token(self.folder / "hsm")
+        self.hsm = make_token(self.folder / "hsm")
         self.slow = None if self.delay is None else SlowHsm(self.folder, self.hsm, self.delay)
         self.config = self.folder / "kmsd.toml"
         self.config.write_text(
