@@ -130,8 +130,8 @@ def _tell(done: "list[tuple[asyncio.Future[Any], Any]]") -> None:
 class Lanes:
     """The lanes of one signer: `threads` of them, or as many as the module bears.
 
-    longest_wait: seconds a frame may wait for its turn; one that would wait longer is refused at
-    once, so that what is accepted stays quick. Opening blocks: it is no work for the event loop.
+    longest_wait: seconds a frame may wait for its turn; `admit` refuses one that would wait longer,
+    so that what is accepted stays quick. Opening blocks: it is no work for the event loop.
     Raises Unavailable.
     """
 
@@ -156,42 +156,42 @@ class Lanes:
         answers = await asyncio.gather(*(lane.load(entries) for lane in self._lanes))
         return [self._agreed(found) for found in zip(*answers, strict=True)]
 
-    async def sign(self, key: Handles, digests: Sequence[bytes]) -> list[bytes]:
-        """Signs one frame's digests, spread over the lanes that are free, else in the one with
-        least to do.
+    def admit(self, count: int) -> None:
+        """Raises Exhausted (OVERLOADED) when `count` more signatures would wait too long.
 
-        Raises Exhausted (OVERLOADED) when too much waits already, Unavailable when the HSM fails.
+        Asked before a frame costs anything. An idle lane takes whatever comes.
         """
-        try:
-            if len(self._lanes) == 1:
-                return await self._admitted(self._lanes[0], key, digests)
-            return await self._spread(key, digests)
-        except Unavailable as error:
-            self._lose(error)
-            raise
-
-    async def _spread(self, key: Handles, digests: Sequence[bytes]) -> list[bytes]:
-        lanes = [lane for lane in self._lanes if not lane.waiting]
-        if not lanes:
-            lanes = [min(self._lanes, key=lambda one: one.waiting)]
-        share = -(-len(digests) // len(lanes))
-        parts = [digests[start : start + share] for start in range(0, len(digests), share)]
-        signings = [
-            self._admitted(lane, key, part) for lane, part in zip(lanes, parts, strict=False)
-        ]
-        return [signature for part in await asyncio.gather(*signings) for signature in part]
-
-    def _admitted(
-        self, lane: Lane, key: Handles, digests: Sequence[bytes]
-    ) -> "asyncio.Future[list[bytes]]":
-        if lane.waiting and lane.wait(len(digests)) > self._longest_wait:
+        lane = min(self._lanes, key=lambda one: one.waiting)
+        if lane.waiting and lane.wait(count) > self._longest_wait:
             raise Exhausted(
                 "OVERLOADED",
                 "This signer has more to sign than it can in time.",
                 next_step="Try another signer, or send less.",
                 retry_after_seconds=f"{lane.wait(0):.3f}",
             )
-        return lane.sign(key[lane.number], digests)
+
+    def sign(self, key: Handles, digests: Sequence[bytes]) -> "asyncio.Future[list[bytes]]":
+        """Signs one frame's digests, spread over the lanes that are free, else in the one with
+        least to do. Fails with Unavailable when the HSM fails.
+        """
+        lanes = [lane for lane in self._lanes if not lane.waiting]
+        if len(lanes) < 2:
+            return self._sign(min(self._lanes, key=lambda one: one.waiting), key, digests)
+        share = -(-len(digests) // len(lanes))
+        parts = [digests[start : start + share] for start in range(0, len(digests), share)]
+        signings = [self._sign(lane, key, part) for lane, part in zip(lanes, parts, strict=False)]
+        return asyncio.ensure_future(_joined(signings))
+
+    def _sign(
+        self, lane: Lane, key: Handles, digests: Sequence[bytes]
+    ) -> "asyncio.Future[list[bytes]]":
+        signing = lane.sign(key[lane.number], digests)
+        signing.add_done_callback(self._look)
+        return signing
+
+    def _look(self, signing: "asyncio.Future[list[bytes]]") -> None:
+        if not signing.cancelled() and isinstance(error := signing.exception(), Unavailable):
+            self._lose(error)
 
     def close(self) -> None:
         """Closes every session; the login belongs to the HSM and is closed after this."""
@@ -212,3 +212,7 @@ class Lanes:
         if not self._lost:
             self._lost = True
             self._on_loss(error)
+
+
+async def _joined(signings: "Sequence[asyncio.Future[list[bytes]]]") -> list[bytes]:
+    return [signature for part in await asyncio.gather(*signings) for signature in part]

@@ -35,7 +35,7 @@ FOLLOW_EVERY = 0.05
 """Seconds between two looks at the keyring."""
 LOOK_AGAIN_EVERY = 1.0
 """Seconds between two searches for keys that the HSM did not have."""
-LONGEST_WAIT = 0.03
+LONGEST_WAIT = 0.045
 """Seconds a frame may wait for the HSM before new ones are refused."""
 DRAIN = 5.0
 

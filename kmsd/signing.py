@@ -79,6 +79,7 @@ class Signing(signing_pb2_grpc.SigningServicer):
         frame = self._frame(request, self._peer(context))
         if len(frame.outcomes) == 1 and isinstance(frame.outcomes[0], KmsdError):
             raise frame.outcomes[0]
+        frame.start()
         return await frame.signed()
 
     async def SignStream(
@@ -154,6 +155,7 @@ class Signing(signing_pb2_grpc.SigningServicer):
         key = live.key(request.profile)
         now = int(time.time())
         self._check(request, key.entry, now)
+        lanes.admit(len(request.passports))
         frame = Frame(request.sequence, live.epoch, key, lanes)
         for message in request.passports:
             try:
@@ -212,7 +214,7 @@ class Frame:
         self._key = key
         self._lanes = lanes
         self._digests: list[bytes] = []
-        self._signing: asyncio.Task[list[bytes]] | None = None
+        self._signing: asyncio.Future[list[bytes]] | None = None
 
     def add(self, ppt: str, payload: str, origid: str) -> None:
         """One more PASSporT to sign."""
@@ -222,7 +224,8 @@ class Frame:
 
     def start(self) -> None:
         """Lets the HSM begin; `signed` waits for it."""
-        self._signing = asyncio.create_task(self._sign())
+        if self._digests:
+            self._signing = self._lanes.sign(self._key.handles, self._digests)
 
     def drop(self) -> None:
         """Nobody waits for it any more: what has not begun does not begin."""
@@ -230,8 +233,8 @@ class Frame:
             self._signing.cancel()
 
     async def signed(self) -> SignResponse:
-        """The answer. Raises Unavailable when the HSM is lost, Exhausted when it has no time."""
-        signatures = iter(await (self._signing or self._sign()))
+        """The answer. Raises Unavailable when the HSM is lost."""
+        signatures = iter(await self._signing if self._signing is not None else ())
         headers, x5u = self._key.headers, self._key.entry.x5u
         response = SignResponse(sequence=self.sequence, epoch=self.epoch)
         add = response.results.add
@@ -244,9 +247,6 @@ class Frame:
             signed.identity = passport.identity(headers[ppt], payload, next(signatures), x5u, ppt)
             signed.origid = origid
         return response
-
-    async def _sign(self) -> list[bytes]:
-        return await self._lanes.sign(self._key.handles, self._digests) if self._digests else []
 
 
 def identities(context: Context) -> list[str]:
