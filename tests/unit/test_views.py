@@ -41,7 +41,7 @@ FAILED = Failed(
     7,
     "GATE_SPC",
     "The chain is for SPC 9999.",
-    "Call them.",
+    "Call.",
     "no",
     "/a.pem",
     BIRTH,
