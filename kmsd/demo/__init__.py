@@ -51,6 +51,7 @@ def main(folder: Path | None, *, once: bool) -> int:
 
 def _run(console: Console, folder: Path, *, once: bool) -> int:
     children = Children(folder)
+    at_terminal = sys.stdout.isatty()
     try:
         with ExitStack() as opened:
             opened.callback(children.end)
@@ -58,12 +59,19 @@ def _run(console: Console, folder: Path, *, once: bool) -> int:
             target = _show(console, folder, children)
             if not once:
                 _hints(console, folder, target)
-                _wait(console, folder, children)
+                console.print(f"\nEverything runs (logs in {folder}). Ctrl-C ends it.")
+                # A closed terminal need not send SIGHUP to us: only to what it has started.
+                while sys.stdout.isatty() == at_terminal:
+                    children.expect_all()
+                    time.sleep(0.3)
+                raise KeyboardInterrupt
     except KeyboardInterrupt:
         with suppress(OSError):  # the terminal may be what went away
             console.print("\nStopped; nothing is left running.")
         return 130 if once else 0
     except (KmsdError, SigningError, OSError) as error:
+        if sys.stdout.isatty() != at_terminal:
+            return 130  # nobody is there any more
         with suppress(OSError):
             _explain(console, folder, children, error)
         return 1
@@ -139,13 +147,6 @@ def _hints(console: Console, folder: Path, target: str) -> None:
     -d '{{"profile": "acme", "passports": [{{"orig_tn": "12015550101",
          "dest_tn": ["12025550102"], "shaken": {{"attest": "ATTESTATION_A"}}}}]}}' \\
     {target} kmsapi.v1.Signing/Sign""")
-
-
-def _wait(console: Console, folder: Path, children: Children) -> None:
-    console.print(f"\nEverything runs (logs in {folder}). Ctrl-C ends it and removes it.")
-    while True:
-        children.expect_all()
-        time.sleep(0.3)
 
 
 def _explain(console: Console, folder: Path, children: Children, error: Exception) -> None:
