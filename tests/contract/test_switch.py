@@ -1,0 +1,255 @@
+"""The switch, on a real store, a real keyring and the locks of real signers' presence."""
+
+import asyncio
+import os
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from kmsd import keyring, switch
+from kmsd.errors import Unavailable
+from kmsd.keyring import KeyringWriter
+from kmsd.model import (
+    Active,
+    BirthRecord,
+    Certificate,
+    Credential,
+    Issued,
+    New,
+    Published,
+    Retired,
+    State,
+)
+from kmsd.presence import NOT_SERVING, TOO_MANY, Acknowledgement, Presence
+from kmsd.store import Store
+from kmsd.switch import Switch, entry_of
+
+BIRTH = BirthRecord("6b" * 16, "label", 5, b"spki", {}, "module", "kmsd", "0001")
+CERTIFICATE = Certificate("PEM", "ca", "https://ca/o/1", "0a", "cd" * 32, 10, 20)
+
+
+def credential(number: int, state: State, profile: str = "acme") -> Credential:
+    return Credential(f"{number:016x}", profile, "1234", f"{number:032x}", number, state)
+
+
+def published(number: int, profile: str = "acme") -> Credential:
+    x5u = f"https://cr.example.org/{number}.pem"
+    return credential(number, Published(BIRTH, CERTIFICATE, x5u), profile)
+
+
+def active(number: int, profile: str = "acme") -> Credential:
+    x5u = f"https://cr.example.org/{number}.pem"
+    return credential(number, Active(BIRTH, CERTIFICATE, x5u, since=1, epoch=1), profile)
+
+
+def retired(number: int) -> Credential:
+    x5u = f"https://cr.example.org/{number}.pem"
+    return credential(number, Retired(BIRTH, CERTIFICATE, x5u, since=1, destroy_at=2))
+
+
+class Host:
+    """A store, a keyring folder, and signers that say what they are told to say."""
+
+    def __init__(self, folder: Path, store: Store, opened: ExitStack) -> None:
+        self.folder = folder
+        self.store = store
+        self._opened = opened
+        self._signers: dict[int, Presence] = {}
+
+    def switch(self) -> Switch:
+        """Of a keeper that just started."""
+        return Switch(self.store, self.folder / "keyring", self.folder / "run")
+
+    def says(self, index: int, epoch: int, *, unusable: tuple[str, ...] = ()) -> None:
+        """A signer's word; the first one starts it."""
+        if index not in self._signers:
+            presence = Presence(self.folder / "run", index)
+            self._signers[index] = self._opened.enter_context(presence)
+        trouble = "The HSM has no such key." if unusable else ""
+        self._signers[index].acknowledge(
+            Acknowledgement(index, 1, epoch, 0, 0, 1, trouble, unusable)
+        )
+
+    def written(self) -> dict[str, str]:
+        """Profile to credential, as signers read it."""
+        return {one.profile: one.credential for one in self.snapshot().entries}
+
+    def until_written(self) -> None:
+        """Blocks until there is something in the keyring."""
+        deadline = time.monotonic() + 10
+        while not self.snapshot().entries:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def snapshot(self) -> keyring.Snapshot:
+        return keyring.read(self.folder / "keyring")
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    with Store.open(f"sqlite:///{tmp_path}/kmsd.db") as store, ExitStack() as opened:
+        yield Host(tmp_path, store, opened)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(switch, "ACKNOWLEDGED_WITHIN", 0.1)
+
+
+async def test_a_switch_is_written_and_done_without_signers(host: Host) -> None:
+    one = host.switch()
+    epoch = await one.activate(published(1))
+    assert (epoch, one.epoch, host.snapshot().epoch) == (1, 1, 1)
+    assert host.snapshot().entries == (entry_of(published(1)),)
+
+
+async def test_every_live_signer_is_waited_for(host: Host) -> None:
+    host.says(1, 0)
+    host.says(2, 0)
+    switching = asyncio.create_task(host.switch().activate(published(1)))
+    await asyncio.to_thread(host.until_written)
+    host.says(1, 1)
+    await asyncio.sleep(0.1)
+    assert not switching.done()
+    host.says(2, 1)
+    assert await switching == 1
+
+
+async def test_signers_that_do_not_serve_yet_are_not_waited_for(host: Host) -> None:
+    host.says(1, NOT_SERVING)
+    assert await host.switch().activate(published(1)) == 1
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_signer_behind_is_named_and_asking_again_writes_nothing_new(host: Host) -> None:
+    one = host.switch()
+    host.says(3, 0)
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="Signer 3 has not followed to epoch 1") as behind:
+            await one.activate(published(1))
+        assert behind.value.reason == "SIGNER_BEHIND"
+        assert host.snapshot().epoch == 1
+    host.says(3, 1)
+    assert await one.activate(published(1)) == 1
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("unusable", [("acme",), TOO_MANY])
+async def test_a_profile_is_not_active_before_every_signer_found_its_key(
+    host: Host, unusable: tuple[str, ...]
+) -> None:
+    one = host.switch()
+    host.says(1, 1)
+    host.says(2, 1, unusable=unusable)
+    with pytest.raises(Unavailable, match="Signer 2 cannot sign") as without:
+        await one.activate(published(1))
+    assert without.value.reason == "SIGNER_WITHOUT_KEY"
+    host.says(2, 1, unusable=("other",))
+    assert await one.activate(published(1)) == 1
+
+
+async def test_withdrawing_takes_only_what_is_in_use(host: Host) -> None:
+    one = host.switch()
+    await one.activate(published(1))
+    await one.withdraw(active(2))
+    assert host.written() == {"acme": f"{1:016x}"}
+    await one.withdraw(active(1))
+    assert host.written() == {}
+    epoch = one.epoch
+    await one.withdraw(active(1))
+    assert one.epoch == epoch
+
+
+async def test_epochs_go_on_after_a_restart_and_after_a_lost_keyring(host: Host) -> None:
+    await host.switch().activate(published(1))
+    await host.switch().activate(published(2))
+    (host.folder / "keyring").rename(host.folder / "lost")
+    one = host.switch()
+    assert one.epoch == 0
+    assert await one.activate(published(3)) == 3
+
+
+async def test_a_store_from_a_backup_does_not_repeat_epochs(host: Host) -> None:
+    KeyringWriter(host.folder / "keyring").switch(41, [])
+    assert await host.switch().activate(published(1)) == 42
+
+
+async def test_the_store_says_what_is_signed_with(host: Host) -> None:
+    one = host.switch()
+    await one.activate(published(1, "gone"))
+    await one.activate(published(2, "acme"))
+    await host.switch().reconcile(
+        [
+            active(3, "acme"),
+            active(4, "new"),
+            credential(5, New(), "other"),
+            credential(6, Issued(BIRTH, CERTIFICATE), "other"),
+            retired(7),
+        ]
+    )
+    assert host.written() == {"acme": f"{3:016x}", "new": f"{4:016x}"}
+
+
+async def test_what_was_about_to_become_active_stays(host: Host) -> None:
+    await host.switch().activate(published(2))
+    epoch = host.snapshot().epoch
+    for credentials in ([published(2), active(1)], [active(1), published(2)]):
+        await host.switch().reconcile(credentials)
+        assert host.written() == {"acme": f"{2:016x}"}
+    assert host.snapshot().epoch == epoch
+
+
+async def test_what_is_only_published_is_not_signed_with(host: Host) -> None:
+    await host.switch().activate(published(1))
+    await host.switch().reconcile([published(2), active(1)])
+    assert host.written() == {"acme": f"{1:016x}"}
+
+
+async def test_a_keyring_in_line_is_not_written_again(host: Host) -> None:
+    await host.switch().reconcile([active(1)])
+    files = sorted((host.folder / "keyring").iterdir())
+    await host.switch().reconcile([active(1)])
+    assert sorted((host.folder / "keyring").iterdir()) == files
+
+
+async def test_a_keyring_that_cannot_be_written_leaves_all_as_before(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = host.switch()
+    await one.activate(published(1))
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", _disk_full)
+        with pytest.raises(Unavailable) as refused:
+            await one.activate(published(2))
+    assert refused.value.reason == "KEYRING_NOT_WRITTEN"
+    assert host.written() == {"acme": f"{1:016x}"}
+    assert one.epoch == 1
+    await one.activate(published(2))
+    assert host.written() == {"acme": f"{2:016x}"}
+
+
+async def test_a_caller_who_goes_does_not_mix_two_switches(host: Host) -> None:
+    """The thread that writes goes on when whoever asked for it is cancelled."""
+    one = host.switch()
+    for number in range(1, 20):
+        going = asyncio.create_task(one.activate(published(number, f"p{number}")))
+        await asyncio.sleep(0)
+        going.cancel()
+    await asyncio.gather(*(one.activate(published(n, f"p{n}")) for n in range(20, 24)))
+    assert {f"p{n}": f"{n:016x}" for n in range(20, 24)}.items() <= host.written().items()
+
+
+def test_only_what_has_a_public_chain_can_be_signed_with() -> None:
+    for one in (credential(1, New()), retired(1), credential(1, Issued(BIRTH, CERTIFICATE))):
+        with pytest.raises(ValueError, match="cannot sign"):
+            entry_of(one)
+    assert entry_of(published(1)) == entry_of(active(1))
+    assert entry_of(replace(active(1), profile="b")).profile == "b"
+
+
+def _disk_full(descriptor: int) -> None:
+    raise OSError(28, "No space left on device")
