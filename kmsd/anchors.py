@@ -19,6 +19,8 @@ from kmsd.store import Store
 LIST_EVERY = 6 * 3600
 CRL_EVERY = 3600
 RETRY_EVERY = 300
+RETRY_SOON = 10
+"""Seconds before a dead STI-PA is asked again, when the last list or CRL has ended."""
 
 log = structlog.get_logger()
 
@@ -127,4 +129,4 @@ class Anchors:
         if now < min(next_look, ends - RETRY_EVERY):
             return False
         failed_at, _ = self._setbacks.get((authority, what), (-RETRY_EVERY, None))
-        return now >= min(failed_at + RETRY_EVERY, ends)
+        return now >= min(failed_at + RETRY_EVERY, max(ends, failed_at + RETRY_SOON))
