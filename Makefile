@@ -10,54 +10,59 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-SUDO   := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+PIP    := PIP_CONSTRAINT=constraints.txt $(BIN)/pip install -qq --disable-pip-version-check
 MODULE ?= /usr/lib/softhsm/libsofthsm2.so
 
-.PHONY: demo test bench lint protos setup setup-test setup-bench clean
+.PHONY: help demo test bench lint protos setup setup-dev setup-test setup-bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n '3,8s/^# \{0,3\}//p' Makefile
 
 demo: setup
-	@$(BIN)/kmsd demo $(if $(ONCE),--once)
+	@$(BIN)/kmsd demo --module $(MODULE) $(if $(ONCE),--once)
 
-test: setup-test
+test: setup-test setup-dev
 	$(BIN)/pytest $(or $(T),--cov --cov-report=term:skip-covered)
 
 bench: setup-bench
 	@QUICK=$(QUICK) $(BIN)/python -m tests.bench
 
-lint: setup
+lint: setup-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	protos/generate --check
 
-protos: setup
+protos: setup-dev
 	protos/generate
 
 setup: $(VENV)/.installed
 	@[ -e $(MODULE) ] || softhsm/install-debian softhsm2
 
-setup-test: setup
-	@softhsm/install-debian pebble secsipidx openssl opensc systemd gcc libc6-dev
+setup-dev: $(VENV)/.installed-dev
 
-setup-bench: setup
+setup-test: setup
+	@softhsm/install-debian pebble secsipidx openssl opensc systemd gcc libc6-dev groff-base
+
+setup-bench: setup setup-dev
 	@softhsm/install-debian secsipidx gcc libc6-dev
-	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || PIP_CONSTRAINT=constraints.txt \
-	    $(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'
+	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(PIP) -e '.[bench]'
 
 $(VENV)/.installed: constraints.txt pyproject.toml client/pyproject.toml protos/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	    || { echo "kmsd needs Python 3.11 or later; set PYTHON=..." >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || softhsm/install-debian python3-venv
-	@echo "Setting up $(VENV) (about a minute)"
+	@echo "Setting up $(VENV) (once; less than a minute)"
 	@$(PYTHON) -m venv $(VENV)
-	@PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check \
-	    -e protos -e client -e '.[dev]'
+	@$(PIP) -e protos -e client -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "Adding what tests and checks need to $(VENV) (once; about a minute)"
+	@$(PIP) -e '.[dev]'
 	@touch $@
 
 clean:
-	rm -rf $(VENV) bench demo .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) bench .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache

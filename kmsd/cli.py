@@ -24,8 +24,12 @@ MARKS = {"ok": "[green]ok     [/]", "warning": "[yellow]warning[/]", "error": "[
 app = typer.Typer(
     name="kmsd",
     help="The key room of a SHAKEN provider: SP-KMS (keeper) and SKS (signers), keys in an HSM.",
-    epilog="Credentials are kmsctl's business. The configuration is described in kmsd.toml.",
+    epilog=(
+        "Credentials are kmsctl's business. Settings: man kmsd.toml. Exit status: 0 well, 1 an "
+        "error, 2 wrong usage, 3 check: warnings only, 4 a person must act, 75 the HSM was lost."
+    ),
     no_args_is_help=True,
+    rich_markup_mode=None,  # plain help: it is piped, searched and copied from
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -54,13 +58,13 @@ def _root(
         Path, typer.Option("--config", "-c", envvar="KMSD_CONFIG", help="The kmsd.toml to use.")
     ] = DEFAULT_CONFIG,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say it and stop.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it and exit.")
     ] = False,
 ) -> None:
     context.obj = Chosen(config)
 
 
-@app.command()
+@app.command(short_help="Run keeper, signers and repository under one parent.")
 def run(context: typer.Context) -> None:
     """Run everything of this host under one parent: keeper, signers, repository.
 
@@ -74,7 +78,7 @@ def run(context: typer.Context) -> None:
     raise typer.Exit(asyncio.run(processes.run(configuration, chosen.config)))
 
 
-@app.command()
+@app.command(short_help="Run the keeper (SP-KMS).")
 def keeper(context: typer.Context) -> None:
     """Run the keeper (SP-KMS): enrolls, publishes, rotates; the only one that changes state."""
     from kmsd import keyroom
@@ -84,10 +88,10 @@ def keeper(context: typer.Context) -> None:
     raise typer.Exit(asyncio.run(keyroom.run(configuration)))
 
 
-@app.command("signer")
+@app.command("signer", short_help="Run one signer (SKS).")
 def signer_(
     context: typer.Context,
-    index: Annotated[int, typer.Option(min=1, max=1024, help="Number of it on this host.")] = 1,
+    index: Annotated[int, typer.Option(min=1, max=1024, help="Its number on this host.")] = 1,
 ) -> None:
     """Run one signer (SKS). Start one per core, each with its own --index; they share a port."""
     import uvloop
@@ -99,7 +103,7 @@ def signer_(
     raise typer.Exit(uvloop.run(signer.run(configuration, index)))
 
 
-@app.command()
+@app.command(short_help="Serve the published chains over HTTPS (STI-CR).")
 def repository(context: typer.Context) -> None:
     """Serve the repository's directory over HTTPS: the public STI-CR that x5u points to."""
     from kmsd import publicserver
@@ -109,7 +113,7 @@ def repository(context: typer.Context) -> None:
     asyncio.run(publicserver.run(configuration.repository))
 
 
-@app.command("check")
+@app.command("check", short_help="Check everything that can be reached.")
 def check_(context: typer.Context) -> None:
     """Check everything that can be reached, and say what is wrong in one line each.
 
@@ -137,17 +141,25 @@ async def _check(config: Path) -> str:
     return worst
 
 
-@app.command("demo")
+@app.command("demo", short_help="Show the whole main job on this machine.")
 def demo_(
-    once: Annotated[bool, typer.Option("--once", help="Stop when all is shown.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="End when all is shown.")] = False,
     folder: Annotated[
-        Path | None, typer.Option(help="Where to put it; default: a new temporary folder.")
+        Path | None,
+        typer.Option(help="A new folder for it, which stays. [default: a temporary one]"),
+    ] = None,
+    module: Annotated[
+        Path | None,
+        typer.Option(help="SoftHSM's PKCS#11 library. [default: where it usually is]"),
     ] = None,
 ) -> None:
-    """The whole main job on a throw-away SoftHSM token and the embedded lab, step by step."""
+    """The whole main job on a throw-away SoftHSM token and the embedded lab, step by step.
+
+    Goes on until Ctrl-C, with commands to try meanwhile. Exit status: 0 when every step held.
+    """
     from kmsd import demo
 
-    raise typer.Exit(demo.main(folder, once=once))
+    raise typer.Exit(demo.main(folder, once=once, module=module))
 
 
 def main() -> None:

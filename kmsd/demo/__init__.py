@@ -31,32 +31,33 @@ LOG_LINES = 10
 """Of a log that tells why the demo failed."""
 
 
-def main(folder: Path | None, *, once: bool) -> int:
+def main(folder: Path | None, *, once: bool, module: Path | None = None) -> int:
     """Runs the demo in `folder`: a new or empty one, which stays; None: a temporary one, which is
     removed at the end unless the demo failed.
 
-    once: end when everything was shown. Gives the exit status: 0 when every step held (without
-    `once` also after Ctrl-C), 1 when one did not, 130 when `once` was interrupted.
+    module: of SoftHSM 2; None: where it usually is. once: end when everything was shown.
+    Gives the exit status: 0 when every step held (without `once` also after Ctrl-C), 1 when one
+    did not, 130 when `once` was interrupted.
     """
     console = Console(highlight=False, markup=False, soft_wrap=True)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     temporary = folder is None
     place = Path(tempfile.mkdtemp(prefix="kmsd-demo-")) if folder is None else folder.resolve()
-    status = _run(console, place, once=once)
+    status = _run(console, place, module, once=once)
     if temporary and status != 1:
         shutil.rmtree(place, ignore_errors=True)
     return status
 
 
-def _run(console: Console, folder: Path, *, once: bool) -> int:
+def _run(console: Console, folder: Path, module: Path | None, *, once: bool) -> int:
     children = Children(folder)
     at_terminal = sys.stdout.isatty()
     try:
         with ExitStack() as opened:
             opened.callback(children.end)
             opened.callback(_deaf)  # a second Ctrl-C must not keep children from being ended
-            target = _show(console, folder, children)
+            target = _show(console, folder, module, children)
             if not once:
                 _hints(console, folder, target)
                 console.print(f"\nEverything runs (logs in {folder}). Ctrl-C ends it.")
@@ -79,13 +80,13 @@ def _run(console: Console, folder: Path, *, once: bool) -> int:
     return 0
 
 
-def _show(console: Console, folder: Path, children: Children) -> str:
+def _show(console: Console, folder: Path, module: Path | None, children: Children) -> str:
     """Everything from an empty HSM to verified PASSporTs; gives where the signers listen."""
     step = _numbered(console)
     console.print(f"kmsd demo: from an empty HSM to verified calls, in {folder}")
     room.occupy(folder)
     step("An HSM: a SoftHSM token of its own, initialised with a random PIN")
-    hsm = room.make_token(folder)
+    hsm = room.make_token(folder, module)
     step("The lab: an STI-PA, an STI-CA and an STI-CR on loopback HTTPS")
     lab = room.start_lab(folder, children)
     console.print(f"   STI-PA {lab.pa_url}\n   STI-CA {lab.ca_directory}\n   STI-CR {lab.cr_url}")

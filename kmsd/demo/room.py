@@ -100,10 +100,11 @@ def occupy(folder: Path) -> None:
         )
 
 
-def make_token(folder: Path) -> str:
-    """The token, and the [hsm] table of kmsd.toml for it. Raises Misconfigured."""
+def make_token(folder: Path, module: Path | None) -> str:
+    """The token, and the [hsm] table of kmsd.toml for it. module: of SoftHSM 2; None: where it
+    usually is. Raises Misconfigured."""
     made = subprocess.run(  # noqa: S603  our own script
-        [SOFTHSM, folder / "hsm"],
+        [SOFTHSM, folder / "hsm", "kmsd", *([module] if module else [])],
         env={**os.environ, "PYTHON": sys.executable},
         capture_output=True,
         text=True,
