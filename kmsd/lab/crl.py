@@ -46,15 +46,17 @@ def certificate_revocation_list(world: World) -> bytes:
         .add_extension(pki.authority_key_id(signer.certificate), critical=False)
         .add_extension(x509.CRLNumber(world.started + len(world.book.revoked)), critical=False)
     )
+    issuer = pki.CRL_ISSUER
     for revoked in world.book.revoked:
         entry = (
             x509.RevokedCertificateBuilder()
             .serial_number(revoked.serial)
             .revocation_date(datetime.datetime.fromtimestamp(int(revoked.at), datetime.UTC))
-            .add_extension(
-                x509.CertificateIssuer([x509.DirectoryName(revoked.issuer)]), critical=True
-            )
         )
+        if revoked.issuer != issuer:  # else it is the last entry's (RFC 5280 section 5.3.3)
+            issuer = revoked.issuer
+            whose = x509.CertificateIssuer([x509.DirectoryName(issuer)])
+            entry = entry.add_extension(whose, critical=True)
         if revoked.reason in _REASONS:  # unspecified (0) is left out, RFC 5280 5.3.1
             entry = entry.add_extension(x509.CRLReason(_REASONS[revoked.reason]), critical=False)
         builder = builder.add_revoked_certificate(entry.build())

@@ -1,5 +1,6 @@
 """Revocation, the STI-PA's CRL, and renewal information."""
 
+import datetime
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,11 @@ from typing import Any
 import httpx
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import AuthorityInformationAccessOID
+from cryptography.x509.oid import AuthorityInformationAccessOID, CRLEntryExtensionOID
 
-from kmsd.lab import Lab
+from kmsd.lab import Lab, renewal
 from tests.lab.parties import DER, Acme, Enrolled, Subscriber, b64, enroll, new_key, problem
 
 
@@ -29,6 +31,28 @@ def entry(lab: Lab, client: httpx.Client, enrolled: Enrolled) -> x509.RevokedCer
     return crl(lab, client).get_revoked_certificate_by_serial_number(serial)
 
 
+def issuer_of(wanted: x509.RevokedCertificate, listed: x509.CertificateRevocationList) -> x509.Name:
+    """By RFC 5280 section 5.3.3: its own, or that of the entry before it."""
+    issuer = listed.issuer
+    for each in listed:
+        for extension in each.extensions:
+            if isinstance(extension.value, x509.CertificateIssuer):
+                assert extension.critical
+                (issuer,) = extension.value.get_values_for_type(x509.DirectoryName)
+        if each.serial_number == wanted.serial_number:
+            return issuer
+    raise AssertionError("it is not listed")
+
+
+def test_an_issuer_is_said_once_for_all_that_follow(lab: Lab, client: httpx.Client) -> None:
+    for _ in range(2):
+        enrolled = enroll(lab, client)
+        assert revoke(enrolled.acme, enrolled.der).status_code == 200
+    said = [each.extensions for each in crl(lab, client)]
+    assert any(each.oid == CRLEntryExtensionOID.CERTIFICATE_ISSUER for each in said[0])
+    assert not any(each.oid == CRLEntryExtensionOID.CERTIFICATE_ISSUER for each in said[-1])
+
+
 def test_a_revoked_certificate_is_on_the_list_with_its_issuer(
     lab: Lab, client: httpx.Client
 ) -> None:
@@ -39,9 +63,7 @@ def test_a_revoked_certificate_is_on_the_list_with_its_issuer(
     assert (answer.status_code, answer.content) == (200, b"")
     listed = entry(lab, client, enrolled)
     assert listed is not None
-    issuer = listed.extensions.get_extension_for_class(x509.CertificateIssuer)
-    assert issuer.critical
-    assert issuer.value.get_values_for_type(x509.DirectoryName) == [enrolled.leaf.issuer]
+    assert issuer_of(listed, crl(lab, client)) == enrolled.leaf.issuer
     reason = listed.extensions.get_extension_for_class(x509.CRLReason).value.reason
     assert reason == x509.ReasonFlags.key_compromise
     number = x509.CRLNumber
@@ -76,6 +98,28 @@ def test_the_list_is_indirect_and_signed_under_the_root(
         check=True,
     ).stdout
     assert "Indirect CRL" in shown
+    (tmp_path / "signer.pem").write_bytes(client.get(where.access_location.value).content)
+    verified = subprocess.run(
+        ["openssl", "crl", "-verify", "-CAfile", "signer.pem", "-in", str(file), "-noout"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    assert verified.stderr == "verify OK\n"
+
+
+def test_the_name_of_a_renewal_is_that_of_rfc_9773() -> None:
+    aki = bytes.fromhex("69885B6B87464041E1B37B847BA0AE2CDE01C8D4")
+    key = new_key()
+    name = x509.Name([])
+    moment = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), 0x87654321, moment, moment)
+        .add_extension(x509.AuthorityKeyIdentifier(aki, None, None), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    assert renewal.name_of(certificate) == "aYhba4dGQEHhs3uEe6CuLN4ByNQ.AIdlQyE"
 
 
 def test_the_certificates_own_key_may_revoke_it(lab: Lab, client: httpx.Client) -> None:
