@@ -22,29 +22,28 @@ LIMIT = 16_384
 class SpcToken(msgspec.Struct, frozen=True):
     """A checked token, ready for one order. Whoever has it and the account key can enroll.
 
-    expires: seconds UTC. crl_url, crl_issuer: of the STI-PA's CRL, as its answer names them
-    (crl_issuer is a DN as text, empty when unsaid).
+    expires: seconds UTC.
     """
 
     jwt: str
     expires: int
-    crl_url: str = ""
-    crl_issuer: str = ""
 
     def __repr__(self) -> str:
-        return f"SpcToken(jwt=<redacted>, expires={self.expires}, crl_url={self.crl_url!r})"
+        return f"SpcToken(jwt=<redacted>, expires={self.expires})"
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         return [("expires", self.expires)]
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """The STI-PA's answer to a token request (PROTOCOL 2.2); `status` is absent in RFC 9448's."""
+    """The STI-PA's answer to a token request (PROTOCOL 2.2); `status` is absent in RFC 9448's.
+
+    crl: where the STI-PA says that its CRL is.
+    """
 
     token: str = ""
     status: str = ""
     crl: str = ""
-    iss: str = ""
 
     def __repr__(self) -> str:
         return f"Answer(token=<redacted>, status={self.status!r})"

@@ -81,10 +81,18 @@ class Authority:
             answer, advice = await tokenfile.read(path, wanted), tokenfile.NEXT_STEP
         else:
             answer, advice = await self._requested(account_id, wanted, now), ""
+        if answer.crl not in ("", self.crl_url):
+            # Told before there is an order: later, the gate would refuse the certificate for it.
+            raise Misconfigured(
+                "CRL_URL_DIFFERS",
+                f"The STI-PA {self._name} has its CRL at {answer.crl[:200]!r}, and kmsd takes it"
+                f" from {self.crl_url!r}.",
+                next_step="Set crl_url of the authority to what the STI-PA documents.",
+            )
         signed = spctoken.read(answer.token, advice)
         chain = await self._chain(signed.x5u, now)
         expires = spctoken.check(signed, chain, self._roots, wanted, now, advice)
-        return SpcToken(answer.token, expires, answer.crl or self.crl_url, answer.iss)
+        return SpcToken(answer.token, expires)
 
     async def trust_list(self, last: TrustList | None, now: int) -> TrustList:
         """The STI-CAs this STI-PA trusts. `last`: what was accepted before, if anything.

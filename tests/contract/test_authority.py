@@ -189,8 +189,6 @@ async def test_a_token_is_asked_for_and_checked(sti_pa: StiPa, opened: Opened) -
     async with opened() as authority:
         token = await ask(authority, account_id="a/1")
     assert token.expires == NOW + 3600
-    assert token.crl_url == f"{sti_pa.url}/download/v1/crl"
-    assert token.crl_issuer == "CN=STI-PA CRL"
     _, request, body = sti_pa.requests[1]
     assert request.scope["raw_path"] == b"/api/v1/account/a%2F1/token"
     assert body == {
@@ -498,6 +496,16 @@ async def token_file(sti_pa: StiPa, folder: Path, opened: Opened, *, bare: bool)
     (folder / "1234-acme.jwt").write_text(text)
     sti_pa.requests.clear()
     return str(folder / "{spc}-{profile}.jwt")
+
+
+async def test_a_crl_that_the_sti_pa_has_elsewhere_is_the_operators_to_configure(
+    opened: Opened,
+) -> None:
+    async with opened(crl_url="https://elsewhere.example/crl") as authority:
+        with pytest.raises(Misconfigured) as caught:
+            await ask(authority)
+    assert caught.value.reason == "CRL_URL_DIFFERS"
+    assert "/download/v1/crl" in caught.value.message
 
 
 @pytest.mark.parametrize("bare", [True, False])

@@ -247,7 +247,7 @@ def test_what_is_no_answer_is_none(text: str) -> None:
 
 
 def test_a_token_is_never_shown() -> None:
-    token = spctoken.SpcToken("a.secret.c", NOW, "https://x/crl", "CN=x")
+    token = spctoken.SpcToken("a.secret.c", NOW)
     answer = spctoken.Answer("a.secret.c", "success")
     for shown in (repr(token), str(token), repr(token.__rich_repr__()), f"{[answer]}"):
         assert "secret" not in shown
