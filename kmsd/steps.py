@@ -228,13 +228,15 @@ class Steps:
             )
         except PeerRefused as error:
             path = self._keep(credential, issued.pem)
+            facts = {name: text for name, text in error.metadata.items() if name != "peer"}
             raise PeerRefused(
                 error.reason,
                 error.message,
                 peer=error.peer,
                 problem=error.problem,
                 next_step=f"What was issued is kept in {path}. Show it to the STI-CA.",
-                **{**error.metadata, "peer": error.peer, "artefact": str(path)},
+                artefact=str(path),
+                **facts,
             ) from error
         return do.ChainAccepted(
             Certificate(
