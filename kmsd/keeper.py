@@ -19,6 +19,7 @@ from kmsd.enrollment import (
     Action,
     Deferred,
     DestroyAsked,
+    Ended,
     Outcome,
     RestoreAsked,
     Superseded,
@@ -26,7 +27,7 @@ from kmsd.enrollment import (
     advance,
     next_action,
 )
-from kmsd.errors import KmsdError, NotFound, Precondition
+from kmsd.errors import KmsdError
 from kmsd.hsm import new_key_id
 from kmsd.model import (
     Active,
@@ -38,12 +39,15 @@ from kmsd.model import (
     Revocation,
     Value,
 )
+from kmsd.preconditions import busy, check_begin, unknown_profile, wrong_state
 from kmsd.rotation import Renew, plan
 from kmsd.settings import Configuration, Policy
 from kmsd.steps import Steps
 from kmsd.store import Event, Store
 from kmsd.switch import Switch
 
+GIVEN_UP_WITHIN = 5.0
+"""Seconds that somebody who gives a credential up waits for the step that is under way."""
 PROFILES_AT_ONCE = 16
 """Credentials that move at the same time; the rest wait their turn."""
 
@@ -76,6 +80,7 @@ class Keeper:
         self._switch = switch
         self._clock = clock
         self._movers: dict[str, asyncio.Task[None]] = {}
+        self._unwanted: set[str] = set()
         self._awake: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._slots = asyncio.Semaphore(PROFILES_AT_ONCE)
@@ -109,12 +114,7 @@ class Keeper:
         """
         settings = self._profiles.get(profile)
         if settings is None:
-            raise NotFound(
-                "PROFILE_UNKNOWN",
-                f"There is no profile {profile[:64]!r} in the configuration.",
-                next_step="See those there are: kmsctl profiles",
-                profile=profile[:64],
-            )
+            raise unknown_profile(profile)
         async with self._turns[profile]:
             credentials = await asyncio.to_thread(self._store.credentials, profile)
             for credential in credentials:
@@ -122,7 +122,7 @@ class Keeper:
                     self.move(credential.id)
                     self._awake[credential.id].set()
                     return credential
-            _check_begin(profile, credentials, rotate=rotate)
+            check_begin(profile, credentials, rotate=rotate)
             credential = Credential(
                 id=secrets.token_hex(8),
                 profile=profile,
@@ -142,20 +142,38 @@ class Keeper:
         return credential
 
     async def schedule_destroy(self, credential: Credential) -> Credential:
-        """The key goes when the profile's restore time is over. Raises Precondition."""
+        """The key goes when the profile's restore time is over. Raises Precondition.
+
+        One that is still on its way is given up first: then the profile can begin anew. Raises
+        Unavailable (CREDENTIAL_BUSY) when a step takes long; it is given up right after it.
+        """
+        if isinstance(credential.state, ON_THE_WAY):
+            credential = await self._give_up(credential)
+            if isinstance(credential.state, Failed) and credential.state.birth is None:
+                return credential  # it had no key yet
         if isinstance(credential.state, Doomed):
             return credential
         if not isinstance(credential.state, Retired | Failed) or credential.state.birth is None:
-            raise _wrong_state(credential, "destroyed", "Only a retired or failed one can be.")
+            raise wrong_state(credential, "destroyed", "It signs, or it has no key.")
         days = self._policy(credential.profile).restore_days
         return await self.apply(
             credential, DestroyAsked(self._clock() + int(days * DAY)), "destroy"
         )
 
+    async def _give_up(self, credential: Credential) -> Credential:
+        """Has the mover end it between two steps; gives what it is then."""
+        self._unwanted.add(credential.id)
+        self.move(credential.id)
+        self._awake[credential.id].set()
+        done, _ = await asyncio.wait({self._movers[credential.id]}, timeout=GIVEN_UP_WITHIN)
+        if not done:
+            raise busy(credential)
+        return await asyncio.to_thread(self._store.credential, credential.id)
+
     async def restore(self, credential: Credential) -> Credential:
         """Takes a scheduled destruction back. Raises Precondition."""
         if not isinstance(credential.state, Doomed):
-            raise _wrong_state(credential, "restored", "Its destruction is not scheduled.")
+            raise wrong_state(credential, "restored", "Its destruction is not scheduled.")
         return await self.apply(credential, RestoreAsked(), "restore")
 
     async def revoked(self, credential: Credential, revocation: Revocation) -> Credential:
@@ -222,6 +240,7 @@ class Keeper:
         if self._movers.get(credential_id) is mover:
             del self._movers[credential_id]
             self._awake.pop(credential_id, None)
+            self._unwanted.discard(credential_id)
         if not mover.cancelled() and (defect := mover.exception()) is not None:
             log.error("mover_broke", credential=credential_id, exc_info=defect)
 
@@ -250,11 +269,16 @@ class Keeper:
         while True:
             try:
                 credential = await asyncio.to_thread(self._store.credential, credential_id)
+                if credential_id in self._unwanted and self._may_end(credential):
+                    await self._persist(credential, self._given_up(credential), "GiveUp")
+                    return
                 action = next_action(credential, self._clock())
                 if isinstance(action, Wait):
                     if not isinstance(credential.state, ON_THE_WAY):
                         return
                     if not await self._woken(credential_id, action.until):
+                        continue
+                    if credential_id in self._unwanted:
                         continue
                     action = next_action(replace(credential, trouble=None), self._clock())
                 async with self._slots:
@@ -263,6 +287,19 @@ class Keeper:
             except KmsdError as error:  # the store: nothing was changed, the step is repeated
                 log.error("not_stored", credential=credential_id, reason=error.reason)
                 await asyncio.sleep(5)
+
+    def _may_end(self, credential: Credential) -> bool:
+        """On its way, and no signer was told to sign with it yet."""
+        on_the_way = isinstance(credential.state, ON_THE_WAY)
+        return on_the_way and not self._switch.holds(credential)
+
+    def _given_up(self, credential: Credential) -> Outcome:
+        return Ended(
+            "GIVEN_UP",
+            "It was given up before it was active, as somebody asked.",
+            destroy_at=self._destroy_at(credential.profile),
+            next_step="kmsctl enroll or kmsctl rotate begins anew.",
+        )
 
     async def _woken(self, credential_id: str, until: int) -> bool:
         """Waits; whether somebody wants the next step now."""
@@ -333,32 +370,3 @@ class Keeper:
     def _tell(self, news: News) -> None:
         for queue in self._listeners.get(news.credential.id, ()):
             queue.put_nowait(news)
-
-
-def _check_begin(profile: str, credentials: tuple[Credential, ...], *, rotate: bool) -> None:
-    active = any(isinstance(credential.state, Active) for credential in credentials)
-    if active and not rotate:
-        raise Precondition(
-            "PROFILE_ACTIVE",
-            f"Profile {profile} has an active credential already.",
-            next_step=f"For a new key and certificate: kmsctl rotate {profile}",
-            profile=profile,
-        )
-    if rotate and not active:
-        raise Precondition(
-            "PROFILE_NOT_ENROLLED",
-            f"Profile {profile} has no active credential to rotate.",
-            next_step=f"Enroll its first one: kmsctl enroll {profile}",
-            profile=profile,
-        )
-
-
-def _wrong_state(credential: Credential, verb: str, why: str) -> Precondition:
-    state = type(credential.state).__name__.lower()
-    return Precondition(
-        "CREDENTIAL_STATE",
-        f"Credential {credential.id} is {state} and cannot be {verb}. {why}",
-        next_step=f"See it: kmsctl credential {credential.id}",
-        credential=credential.id,
-        state=state,
-    )

@@ -35,6 +35,11 @@ class Switch:
         """The newest epoch written."""
         return self._writer.epoch
 
+    def holds(self, credential: Credential) -> bool:
+        """Whether it is what the signers were told to sign with."""
+        entry = self._writer.entries.get(credential.profile)
+        return entry is not None and entry.credential == credential.id
+
     async def activate(self, credential: Credential) -> int:
         """Switches the credential's profile to it; gives the epoch once every signer follows.
 
@@ -51,8 +56,7 @@ class Switch:
 
     async def withdraw(self, credential: Credential) -> None:
         """No signer signs with the credential any more. Raises Unavailable as `activate`."""
-        entry = self._writer.entries.get(credential.profile)
-        if entry is not None and entry.credential == credential.id:
+        if self.holds(credential):
             await self._write([], [credential.profile])
         await self._acknowledged(self._writer.epoch)
 

@@ -142,7 +142,8 @@ class AdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Destroy(self, request, context):
-        """Schedules the destruction of the key of a retired or failed credential.
+        """Schedules the destruction of the key of a retired or failed credential. One that is still on
+        its way is given up first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

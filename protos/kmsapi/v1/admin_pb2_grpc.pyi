@@ -50,7 +50,9 @@ class AdminStub:
     Revoke: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RevokeRequest, _admin_pb2.Credential]
     """Asks the STI-CA to revoke a certificate (RFC 8555 section 7.6)."""
     Destroy: _grpc.UnaryUnaryMultiCallable[_admin_pb2.DestroyRequest, _admin_pb2.Credential]
-    """Schedules the destruction of the key of a retired or failed credential."""
+    """Schedules the destruction of the key of a retired or failed credential. One that is still on
+    its way is given up first.
+    """
     Restore: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RestoreRequest, _admin_pb2.Credential]
     """Takes a scheduled destruction back."""
     GetTrust: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetTrustRequest, _admin_pb2.Trust]
@@ -78,7 +80,9 @@ class AdminAsyncStub(AdminStub):
     Revoke: _aio.UnaryUnaryMultiCallable[_admin_pb2.RevokeRequest, _admin_pb2.Credential]  # type: ignore[assignment]
     """Asks the STI-CA to revoke a certificate (RFC 8555 section 7.6)."""
     Destroy: _aio.UnaryUnaryMultiCallable[_admin_pb2.DestroyRequest, _admin_pb2.Credential]  # type: ignore[assignment]
-    """Schedules the destruction of the key of a retired or failed credential."""
+    """Schedules the destruction of the key of a retired or failed credential. One that is still on
+    its way is given up first.
+    """
     Restore: _aio.UnaryUnaryMultiCallable[_admin_pb2.RestoreRequest, _admin_pb2.Credential]  # type: ignore[assignment]
     """Takes a scheduled destruction back."""
     GetTrust: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetTrustRequest, _admin_pb2.Trust]  # type: ignore[assignment]
@@ -151,7 +155,9 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.DestroyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.Credential, _abc.Awaitable[_admin_pb2.Credential]]:
-        """Schedules the destruction of the key of a retired or failed credential."""
+        """Schedules the destruction of the key of a retired or failed credential. One that is still on
+        its way is given up first.
+        """
 
     @_abc_1.abstractmethod
     def Restore(
