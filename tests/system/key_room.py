@@ -18,9 +18,11 @@ from subprocess import Popen
 from typing import Any
 
 import msgspec
+from kmsapi.v1 import admin_pb2 as pb
 from kmsd_client import AsyncClient, Client, Tls
 
 from kmsd import ctl, settings
+from kmsd.ctl import connection
 from kmsd.hsm import Hsm, Inventory
 from kmsd.lab import Lab
 from kmsd.presence import Seen, seen
@@ -150,6 +152,21 @@ class KeyRoom:
         credential: Table = ran.last["credential"]
         return credential
 
+    def begun(self, profile: str = "acme", verb: str = "rotate") -> None:
+        """Asks for a new credential of it, and does not wait for what comes of it."""
+        with connection.admin(f"unix:{self.run}/keeper.sock") as admin:
+            if verb == "rotate":
+                call = admin.Rotate(pb.RotateRequest(profile=profile), timeout=10)
+            else:
+                call = admin.Enroll(pb.EnrollRequest(profile=profile), timeout=10)
+            next(call)
+            call.cancel()
+
+    def trouble(self, profile: str = "acme") -> Table:
+        """What stands in the way of the credential that is coming; {} when nothing does."""
+        coming = self.profile(profile)["coming"]
+        return (coming and coming["trouble"]) or {}
+
     def status(self) -> Table:
         """The status document."""
         return self.kmsctl("status").last
@@ -255,7 +272,7 @@ class KeyRoom:
                     "user": facts.pa_user,
                     "password": facts.pa_password_file,
                     "tls_ca": facts.tls_ca,
-                    "timeout": 1.0,
+                    "timeout": 10.0,
                 }
                 | given
                 for name, given in self.authorities.items()
@@ -265,8 +282,8 @@ class KeyRoom:
                     "directory": facts.ca_directory,
                     "tls_ca": facts.tls_ca,
                     "terms_of_service_agreed": True,
-                    "timeout": 1.0,
-                    "poll_limit": 5.0,
+                    "timeout": 10.0,
+                    "poll_limit": 20.0,
                 }
                 | given
                 for name, given in self.issuers.items()

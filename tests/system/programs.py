@@ -47,7 +47,7 @@ def free_port() -> int:
         return port
 
 
-def until(what: str, holds: Callable[[], object], seconds: float = 20.0) -> None:
+def until(what: str, holds: Callable[[], object], seconds: float = 40.0) -> None:
     """Waits for a condition; names it when it does not come."""
     deadline = time.monotonic() + seconds
     while not holds():

@@ -37,7 +37,6 @@ PROFILES: dict[str, Table] = {name: {} for name in SPCS} | {
     "elm": {"policy": {"hold_key_days": IN_A_MOMENT}},
 }
 MOMENTS = {
-    "token": "/account/",
     "order": "/new-order",
     "challenge": "/challenge/",
     "csr": "/finalize",
