@@ -7,7 +7,7 @@ the next step. RFC 8555 section 7; TNAuthList orders and SPC tokens: RFC 9448 an
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
@@ -18,12 +18,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from kmsd.acme import account, messages, problems
 from kmsd.acme.chain import Chain, chain
-from kmsd.acme.messages import Authorization, AuthorizationStatus, Identifier, Order, OrderStatus
-from kmsd.acme.polling import Patience
+from kmsd.acme.messages import Authorization, Identifier, Order, OrderStatus
+from kmsd.acme.orders import Orders, is_final, left_pending, left_processing
 from kmsd.acme.signing import ByAccount, ByKey, Key
 from kmsd.acme.tkauth import Proof, SpcToken, SpcTokenProof, identifier
 from kmsd.acme.transport import Answer, Transport
-from kmsd.errors import Invalid, PeerRefused, Precondition, Unavailable
+from kmsd.errors import Invalid, PeerRefused, Precondition
 from kmsd.jose import b64url
 from kmsd.settings import Issuer, PollTarget
 
@@ -59,6 +59,7 @@ class Acme:
         self._mac_key = mac_key
         self._account = account_url
         self._transport = Transport(name, issuer, http)
+        self._orders = Orders(name, issuer.poll_limit, self._post)
         self._lock = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
@@ -136,7 +137,7 @@ class Acme:
 
     async def order(self, order_url: str) -> Order:
         """The order as it is now."""
-        return (await self._order(order_url))[0]
+        return (await self._orders.order(order_url))[0]
 
     async def authorize(self, order_url: str, spc_token: SpcToken) -> Order:
         """Prove with an SPC token that the order is ours to make; the order is then ready.
@@ -151,25 +152,25 @@ class Acme:
 
     async def authorize_with(self, order_url: str, proof: Proof) -> Order:
         """The same with a proof of any kind."""
-        order = await self._living(order_url)
+        order = await self._orders.living(order_url)
         if order.status is not OrderStatus.PENDING:
             return order
         response: dict[str, str] | None = None
         for url in order.authorizations:
-            authorization, _ = await self._authorization(url)
-            if not await self._still_open(order, authorization):
+            authorization, _ = await self._orders.authorization(url)
+            if not await self._orders.still_open(order, authorization):
                 continue
             challenge = self._challenge(authorization, proof)
             if challenge.status in (None, "pending"):
                 response = response or await proof.response()
                 await self._post(challenge.url, response, "challenge")
-        patience = self._patience()
+        patience = self._orders.patience()
         if self._rules.poll_target is PollTarget.AUTHORIZATION:
             for url in order.authorizations:
-                final = await patience.until(_is_final, self._authorization, url)
-                await self._still_open(order, final)
+                final = await patience.until(is_final, self._orders.authorization, url)
+                await self._orders.still_open(order, final)
         # Also after the authorizations: some servers move the order a moment later.
-        return await self._living(order_url, _left_pending, patience)
+        return await self._orders.living(order_url, left_pending, patience)
 
     async def finalize(self, order_url: str, csr: bytes) -> Order:
         """Hand in the CSR (DER) of an order that is ready; a second time does nothing.
@@ -178,7 +179,7 @@ class Acme:
         Precondition (ACME_KEY_REUSED) for a CSR with the account's key: RFC 8555 section 11.1.
         """
         self._check_csr(csr)
-        order = await self._living(order_url)
+        order = await self._orders.living(order_url)
         if order.status in (OrderStatus.PROCESSING, OrderStatus.VALID):
             return order
         answer = await self._post(order.finalize, {"csr": b64url(csr)}, "finalize")
@@ -189,7 +190,7 @@ class Acme:
 
         Raises Precondition (ACME_ORDER_NOT_FINALIZED) when the STI-CA has no CSR yet.
         """
-        order = await self._living(order_url, _left_processing)
+        order = await self._orders.living(order_url, left_processing)
         if order.status is not OrderStatus.VALID:
             raise Precondition(
                 "ACME_ORDER_NOT_FINALIZED",
@@ -228,48 +229,6 @@ class Acme:
         signer = ByAccount(self._key, await self.ensure_account())
         return await self._transport.post(url, payload, signer, resource, accept)
 
-    async def _order(self, url: str) -> tuple[Order, float | None]:
-        answer = await self._post(url, None, "order")
-        return messages.order(url, answer.parse(messages.OrderObject)), answer.retry_after()
-
-    async def _authorization(self, url: str) -> tuple[Authorization, float | None]:
-        answer = await self._post(url, None, "authorization")
-        return answer.parse(Authorization), answer.retry_after()
-
-    async def _living(
-        self,
-        url: str,
-        enough: Callable[[Order], bool] = lambda order: True,
-        patience: Patience | None = None,
-    ) -> Order:
-        order = await (patience or self._patience()).until(enough, self._order, url)
-        if order.status is OrderStatus.INVALID:
-            raise await self._dead(order)
-        return order
-
-    def _patience(self) -> Patience:
-        return Patience(self._name, self._issuer.poll_limit)
-
-    async def _still_open(self, order: Order, authorization: Authorization) -> bool:
-        match authorization.status:
-            case AuthorizationStatus.PENDING:
-                return True
-            case AuthorizationStatus.VALID:
-                return False
-            case _:
-                raise await self._dead(order)
-
-    async def _dead(self, order: Order) -> PeerRefused:
-        documents = [order.error] if order.error else []
-        for url in order.authorizations:
-            try:
-                authorization, _ = await self._authorization(url)
-            except (PeerRefused, Unavailable):
-                continue  # an order that is gone often takes its authorizations with it
-            errors = (messages.kept(challenge.error) for challenge in authorization.challenges)
-            documents += [document for document in errors if document]
-        return problems.order_invalid(self._name, order.url, documents)
-
     def _challenge(self, authorization: Authorization, proof: Proof) -> messages.Challenge:
         for challenge in authorization.challenges:
             if proof.takes(challenge):
@@ -297,18 +256,6 @@ class Acme:
                 "The CSR is for the account's own key, which RFC 8555 section 11.1 forbids.",
                 next_step="Make a key of its own for the certificate.",
             )
-
-
-def _left_pending(order: Order) -> bool:
-    return order.status is not OrderStatus.PENDING
-
-
-def _left_processing(order: Order) -> bool:
-    return order.status is not OrderStatus.PROCESSING
-
-
-def _is_final(authorization: Authorization) -> bool:
-    return authorization.status is not AuthorizationStatus.PENDING
 
 
 def _rfc3339(seconds: int) -> str:

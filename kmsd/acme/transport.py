@@ -1,15 +1,14 @@
 """Requests to one ACME server: its directory, nonces, signatures, errors (RFC 8555 section 6).
 
-Knows nothing of accounts or orders. HTTPS only, no redirects, no compression, no proxy from
-the environment; each exchange has one deadline and a bounded answer. A rejected nonce is an
-everyday thing and repeated here within a budget; nothing else is ever repeated here.
+Knows nothing of accounts or orders. HTTPS only, no redirects, no compression; a proxy is taken
+from the environment, as HTTPS_PROXY has it. Each exchange has one deadline and a bounded answer.
+A rejected nonce is an everyday thing and repeated here within a budget; nothing else ever is.
 """
 
 import asyncio
 import re
 import ssl
 import time
-from collections import deque
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVar
@@ -20,14 +19,13 @@ import msgspec
 from kmsd import __version__, jose
 from kmsd.acme import problems
 from kmsd.acme.messages import Directory
+from kmsd.acme.nonces import Nonces
 from kmsd.acme.signing import Signer, header
 from kmsd.errors import Misconfigured, Unavailable
 from kmsd.settings import Issuer
 
 NONCE_BUDGET = 10
 """Times one request is sent anew because its nonce was rejected."""
-NONCE_POOL = 8
-"""Nonces kept for later; an older one has likely expired at the server."""
 BODY_LIMIT = 262_144
 """Octets of an answer that are read, at most."""
 JOSE_JSON = "application/jose+json"
@@ -78,7 +76,7 @@ class Transport:
         self.name = name
         self._issuer = issuer
         self._empty_payload = issuer.resolved().empty_payload_signing
-        self._nonces: deque[str] = deque(maxlen=NONCE_POOL)
+        self._nonces = Nonces()
         self._directory: Directory | None = None
         self._lock = asyncio.Lock()
         self._http = httpx.AsyncClient(
@@ -86,7 +84,6 @@ class Transport:
             transport=http,
             timeout=issuer.timeout,
             follow_redirects=False,
-            trust_env=False,  # a netrc file would add Authorization headers
             # Shorter than servers keep idle connections, so that we never post into a closing one.
             limits=httpx.Limits(max_connections=4, keepalive_expiry=3.0),
             headers={
@@ -142,7 +139,7 @@ class Transport:
                 return self._successful(answer)
             # One stale nonce means that the kept ones are, too; this reply's own is fresh.
             self._nonces.clear()
-            self._keep_nonce(answer.headers)
+            self._nonces.keep(answer.headers)
         raise Unavailable(
             "ACME_NONCE_BUDGET",
             f"STI-CA {self.name} rejected {NONCE_BUDGET + 1} nonces in a row for {resource}.",
@@ -151,16 +148,18 @@ class Transport:
         )
 
     async def _nonce(self) -> str:
-        if self._nonces:
-            return self._nonces.pop()
+        if nonce := self._nonces.take():
+            return nonce
         url = (await self.directory()).new_nonce
         answer = await self._exchange("HEAD", url, "newNonce")
-        if answer.status in (405, 501) or (answer.status < 300 and not self._nonces):
+        nonce = self._nonces.take()
+        if answer.status in (405, 501) or (answer.status < 300 and not nonce):
             answer = await self._exchange("GET", url, "newNonce")
+            nonce = self._nonces.take()
         self._successful(answer)
-        if not self._nonces:
+        if not nonce:
             raise problems.malformed(self.name, "newNonce", "without a usable Replay-Nonce")
-        return self._nonces.pop()
+        return nonce
 
     def _successful(self, answer: Answer) -> Answer:
         if answer.status >= 300:
@@ -198,7 +197,7 @@ class Transport:
             ) from error
         except httpx.HTTPError as error:
             raise self._translated(error, resource) from error
-        self._keep_nonce(response.headers)
+        self._nonces.keep(response.headers)
         return Answer(resource, self.name, response.status_code, response.headers, body)
 
     async def _body(self, response: httpx.Response, resource: str) -> bytes:
@@ -210,11 +209,6 @@ class Transport:
             if len(body) > BODY_LIMIT:
                 raise problems.malformed(self.name, resource, f"with more than {BODY_LIMIT} octets")
         return bytes(body)
-
-    def _keep_nonce(self, headers: httpx.Headers) -> None:
-        nonce = headers.get("replay-nonce", "")
-        if _is_nonce(nonce):
-            self._nonces.append(nonce)
 
     def _translated(self, error: httpx.HTTPError, resource: str) -> Unavailable:
         said = problems.printable(str(error)).rstrip(".") or "the connection was closed"
@@ -290,13 +284,6 @@ def _rejects_nonce(answer: Answer) -> bool:
         return False
     problem = problems.problem_in(answer.body)
     return problem is not None and problem.type == problems.URN + "badNonce"
-
-
-def _is_nonce(text: str) -> bool:
-    # RFC 8555 section 6.5.1: others are ignored. No strict decoding: a nonce is an opaque word.
-    return (
-        0 < len(text) <= 512 and text.isascii() and text.replace("-", "").replace("_", "").isalnum()
-    )
 
 
 def _tls_error(error: BaseException | None) -> ssl.SSLError | None:

@@ -16,6 +16,7 @@ from kmsd.acme.messages import OrderStatus
 from kmsd.errors import KmsdError, Misconfigured, PeerRefused, Unavailable
 from kmsd.jose import b64url
 from kmsd.settings import Issuer
+from tests import proxy
 from tests.hostile_ca import PEM, HostileCa, Reply, problem, told
 from tests.pebble import HttpsIdentity, SoftKey, https_identity
 
@@ -531,6 +532,16 @@ async def test_a_private_key_in_the_chain_gets_no_further_not_even_in_the_error(
     with pytest.raises(PeerRefused) as refused:
         await acme.collect(ca.url("order"))
     assert "SECRET" not in str(refused.value) + refused.value.problem
+
+
+async def test_an_sti_ca_is_reached_through_the_proxy_of_the_environment(
+    ca: HostileCa, identity: HttpsIdentity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with proxy.running() as between:
+        monkeypatch.setenv("HTTPS_PROXY", between.url)
+        async with client(ca, identity) as acme:
+            assert await enrolled(acme) == (PEM, "")
+        assert set(between.tunnels) == {f"127.0.0.1:{ca.port}"}
 
 
 # No answer at all.

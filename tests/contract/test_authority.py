@@ -21,6 +21,7 @@ from kmsd.errors import KmsdError, Misconfigured, PeerRefused, Unavailable
 from kmsd.model import TrustList
 from kmsd.settings import Authority as Settings
 from kmsd.settings import PaAuthorization, PaBody
+from tests import proxy
 from tests.https_server import serving
 from tests.pki import (
     DAY,
@@ -496,6 +497,16 @@ async def token_file(sti_pa: StiPa, folder: Path, opened: Opened, *, bare: bool)
     (folder / "1234-acme.jwt").write_text(text)
     sti_pa.requests.clear()
     return str(folder / "{spc}-{profile}.jwt")
+
+
+async def test_an_sti_pa_is_reached_through_the_proxy_of_the_environment(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with proxy.running() as between:
+        monkeypatch.setenv("HTTPS_PROXY", between.url)
+        async with opened() as authority:
+            assert (await ask(authority)).expires == NOW + 3600
+        assert between.tunnels
 
 
 async def test_a_crl_that_the_sti_pa_has_elsewhere_is_the_operators_to_configure(
