@@ -162,7 +162,7 @@ async def test_frames_go_to_the_lane_with_least_to_do(
     async with bench(fake, 2) as on:
         (key,) = await on.lanes.load([on.entry()])
         assert not isinstance(key, KmsdError)
-        frames = [asyncio.create_task(on.lanes.sign(key, [DIGEST])) for _ in range(2)]
+        frames = [on.lanes.sign(key, [DIGEST]) for _ in range(2)]
         await held.came(2)  # both lanes are at it: none waits behind the other
         held.go()
         await asyncio.gather(*frames)
@@ -176,11 +176,12 @@ async def test_what_would_wait_too_long_is_refused_at_once(
         assert not isinstance(key, KmsdError)
         await on.lanes.sign(key, [DIGEST])  # from now on the lane knows its pace
         held = Held(monkeypatch)
-        first = asyncio.create_task(on.lanes.sign(key, [DIGEST]))
+        first = on.lanes.sign(key, [DIGEST])
         await held.came()
         with pytest.raises(Exhausted) as refused:
-            await on.lanes.sign(key, [DIGEST])
+            on.lanes.admit(1)
         assert refused.value.reason == "OVERLOADED"
+        assert float(refused.value.metadata["retry_after_seconds"]) >= 0
         held.go()
         assert len(await first) == 1
         assert len(await on.lanes.sign(key, [DIGEST])) == 1
@@ -194,10 +195,9 @@ async def test_a_frame_whose_caller_has_gone_is_not_signed(
         (key,) = await on.lanes.load([on.entry()])
         assert not isinstance(key, KmsdError)
         held = Held(monkeypatch)
-        first = asyncio.create_task(on.lanes.sign(key, [DIGEST]))
+        first = on.lanes.sign(key, [DIGEST])
         await held.came()
-        late = asyncio.create_task(on.lanes.sign(key, [DIGEST] * 50))
-        await asyncio.sleep(0)
+        late = on.lanes.sign(key, [DIGEST] * 50)
         late.cancel()
         with pytest.raises(asyncio.CancelledError):
             await late
@@ -214,7 +214,7 @@ async def test_closing_waits_for_the_frame_in_work(
     async with bench(fake) as on:
         (key,) = await on.lanes.load([on.entry()])
         assert not isinstance(key, KmsdError)
-        frame = asyncio.create_task(on.lanes.sign(key, [DIGEST] * 3))
+        frame = on.lanes.sign(key, [DIGEST] * 3)
         await held.came()
         closing = asyncio.create_task(asyncio.to_thread(on.lanes.close))
         await asyncio.sleep(0.05)
