@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import stat
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import structlog
@@ -18,6 +19,7 @@ import uvicorn
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from kmsd.errors import Invalid, Misconfigured
 from kmsd.repository import LIMIT, MEDIA_TYPE, only_certificates
@@ -25,6 +27,9 @@ from kmsd.settings import Repository as Settings
 
 GRACE_SECONDS = 5
 """How long answers under way may take to finish after a stop."""
+
+LIFE_SECONDS = 30.0
+"""A connection ends after this, and is cut off after as long again: nothing here takes longer."""
 
 log = structlog.get_logger()
 
@@ -45,9 +50,10 @@ def app(directory: str, max_age: int) -> ASGIApp:
     return answer
 
 
-def server(settings: Settings) -> uvicorn.Server:
+def server(settings: Settings, life: float = LIFE_SECONDS) -> uvicorn.Server:
     """The HTTPS server for the directory that settings.url names, not started yet.
 
+    life: seconds of a connection, instead of LIFE_SECONDS.
     Raises Misconfigured (REPOSITORY_NOT_A_DIRECTORY, REPOSITORY_TLS).
     """
     parts = urlsplit(settings.url)
@@ -60,8 +66,15 @@ def server(settings: Settings) -> uvicorn.Server:
     if not (settings.certificate and settings.key):
         # uvicorn would serve plain HTTP without a word.
         raise _no_tls("they are not set")
+
+    def connection(**given: Any) -> H11Protocol:
+        made = H11Protocol(**given)
+        asyncio.get_running_loop().call_later(life, _end, made, life)
+        return made
+
     config = uvicorn.Config(
         app(unquote(parts.path), settings.max_age_seconds),
+        http=connection,  # type: ignore[arg-type]  # whatever makes a protocol will do
         ssl_certfile=settings.certificate,
         ssl_keyfile=settings.key,
         lifespan="off",
@@ -111,6 +124,16 @@ def listening(address: str) -> socket.socket:
     # Connections inherit it.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
+
+
+def _end(connection: H11Protocol, life: float) -> None:
+    """uvicorn waits for ever for a request that does not come, or comes an octet a minute."""
+    loop = asyncio.get_running_loop()
+    if connection.transport is None:  # TLS is not agreed on yet: asyncio limits that
+        loop.call_later(life, _end, connection, life)
+    elif not connection.transport.is_closing():
+        loop.call_later(life, connection.transport.abort)
+        connection.shutdown()  # an answer under way may be finished
 
 
 # ASCII, and no leading dot: drafts of chains have one.

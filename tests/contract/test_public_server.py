@@ -220,6 +220,27 @@ def test_the_server_stops_when_asked_and_finishes_what_it_does(tmp_path: Path) -
         process.wait()
 
 
+@pytest.mark.parametrize("sent", [b"", b"GET /", b"GET / HTTP/1.1\r\nHost: x\r\n\r\nGET /"])
+async def test_who_never_finishes_a_request_is_not_waited_for(sent: bytes, tmp_path: Path) -> None:
+    """Else a few hundred such connections keep every verifier out."""
+    with publicserver.listening("127.0.0.1:0") as listener:
+        port = listener.getsockname()[1]
+        serving = publicserver.server(site_settings(tmp_path, port), life=0.5)
+        running = asyncio.create_task(serving.serve(sockets=[listener]))
+        tls = ssl.create_default_context(cadata=HTTPS_ROOT.pem)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls)
+        writer.write(sent)
+        await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+        async with httpx.AsyncClient(verify=tls, trust_env=False) as client:
+            for _ in range(3):
+                answer = await client.get(f"https://127.0.0.1:{port}/{ID}.pem")
+                assert answer.text == CHAIN
+                await asyncio.sleep(0.3)
+        serving.should_exit = True
+        await running
+
+
 async def test_an_address_in_use_is_the_operators_to_correct(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         settings = site_settings(tmp_path, taken.getsockname()[1])
