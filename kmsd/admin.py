@@ -18,8 +18,9 @@ from kmsd.counterparts import Counterparts
 from kmsd.enrollment import certificate_of
 from kmsd.errors import Invalid, KmsdError, NotFound, Precondition
 from kmsd.hsmthread import HsmThread
-from kmsd.keeper import Keeper, News
+from kmsd.keeper import Keeper
 from kmsd.model import Active, Credential, Destroyed, Failed, Revocation
+from kmsd.movers import Movers, News
 from kmsd.presence import seen
 from kmsd.settings import Configuration
 from kmsd.store import Store
@@ -47,6 +48,7 @@ class Admin(admin_pb2_grpc.AdminServicer):
         configuration: Configuration,
         store: Store,
         keeper: Keeper,
+        movers: Movers,
         hsm: HsmThread,
         anchors: Anchors,
         counterparts: Counterparts,
@@ -56,6 +58,7 @@ class Admin(admin_pb2_grpc.AdminServicer):
         self._configuration = configuration
         self._store = store
         self._keeper = keeper
+        self._movers = movers
         self._hsm = hsm
         self._anchors = anchors
         self._counterparts = counterparts
@@ -149,7 +152,7 @@ class Admin(admin_pb2_grpc.AdminServicer):
         return pb.Trust(authority=name, roots=material.trust_list.roots, crl=crl)
 
     async def _progress(self, credential: Credential) -> AsyncIterator[pb.Progress]:
-        async for news in self._keeper.news(credential):
+        async for news in self._movers.news(credential.id):
             yield _progress(news)
 
     async def _find(self, prefix: str) -> Credential:

@@ -19,6 +19,7 @@ from kmsd.counterparts import Counterparts
 from kmsd.hsmthread import HsmThread
 from kmsd.keeper import Keeper
 from kmsd.listen import Listener
+from kmsd.movers import Movers
 from kmsd.repository import Repository
 from kmsd.settings import Configuration
 from kmsd.steps import Steps, clock
@@ -54,8 +55,12 @@ async def run(configuration: Configuration) -> int:
         anchors = Anchors(store, counterparts, clock)
         switch = Switch(store, Path(configuration.keyring), run_folder)
         steps = Steps(configuration, hsm, counterparts, anchors, repository, switch, clock)
-        keeper = Keeper(configuration, store, steps, switch, clock)
-        admin = Admin(configuration, store, keeper, hsm, anchors, counterparts, switch, clock)
+        movers = Movers(configuration.profiles, store, steps, switch, clock)
+        opened.push_async_callback(movers.close)
+        keeper = Keeper(configuration, store, movers, switch, clock)
+        admin = Admin(
+            configuration, store, keeper, movers, hsm, anchors, counterparts, switch, clock
+        )
 
         listener = Listener([SERVICE], share_port=False)
         admin_pb2_grpc.add_AdminServicer_to_server(admin, listener.server)
