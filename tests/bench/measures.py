@@ -110,4 +110,4 @@ def slow_hsm(stack: ExitStack, folder: Path) -> Measurement:
     at = host(folder / "slow", threads=SLOW_SESSIONS, delay=SLOW_CALL)
     server = signers(stack, at, 1)
     load = server.crew(stack, "streams")
-    return Measurement("slow_hsm", load, server, frame=16, at_once=(2,))
+    return Measurement("slow_hsm", load, server, frame=8, at_once=(3,))

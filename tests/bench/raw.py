@@ -103,7 +103,8 @@ class Streams:
             now = clock()
             _note(response, sent.pop(response.sequence), now, order.frame, count)
             if response.HasField("refusal"):
-                await asyncio.sleep(PAUSE)
+                again = response.refusal.metadata.get("retry_after_seconds", PAUSE)
+                await asyncio.sleep(float(again))
             if now < order.end:
                 await send()
 
