@@ -93,6 +93,15 @@ async def test_a_signer_has_as_many_signatures_under_way_as_it_has_sessions(
     assert slow.most == SESSIONS
 
 
+async def test_a_frame_is_spread_over_all_sessions_that_are_free(
+    client: AsyncClient, slow: SlowHsm
+) -> None:
+    with held(slow):
+        frame = asyncio.create_task(client.sign_many(calls_to(dests())))
+        await until_inside(slow, SESSIONS)
+    assert all(isinstance(outcome, Signed) for outcome in await frame)
+
+
 def dests() -> list[str]:
     """The called numbers of one frame."""
     return [str(int(DEST) + item) for item in range(FRAME)]
