@@ -78,8 +78,24 @@ def results_of(request: pb.SignRequest, response: pb.SignResponse) -> list[Signe
     if response.HasField("refusal"):
         raise error_of_refusal(response.refusal)
     if response.sequence != request.sequence or len(response.results) != len(request.passports):
-        raise _bad_answer("The signer's answer does not fit the request.")
-    return [_outcome(result, response.epoch) for result in response.results]
+        raise bad_answer("The signer's answer does not fit the request.")
+    epoch = response.epoch
+    return [outcome_of(result, epoch) for result in response.results]
+
+
+def outcome_of(result: pb.SignResult, epoch: int) -> Signed | SigningError:
+    """One PASSporT's: a signature, its refusal, or SigningError "BAD_ANSWER" for neither."""
+    signed = result.signed
+    if identity := signed.identity:
+        return Signed(identity, signed.origid, epoch)
+    if result.HasField("refusal"):
+        return error_of_refusal(result.refusal)
+    return bad_answer("The signer's answer holds neither signature nor refusal.")
+
+
+def bad_answer(message: str) -> SigningError:
+    """What is told instead of a signature that may be somebody else's."""
+    return SigningError("BAD_ANSWER", message)
 
 
 def change_of(event: pb.CredentialEvent) -> CredentialChange | None:
@@ -103,17 +119,3 @@ def change_of(event: pb.CredentialEvent) -> CredentialChange | None:
             return Synced(event.epoch)
         case None:
             return None
-
-
-def _outcome(result: pb.SignResult, epoch: int) -> Signed | SigningError:
-    match result.WhichOneof("outcome"):
-        case "signed" if result.signed.identity:
-            return Signed(result.signed.identity, result.signed.origid, epoch)
-        case "refusal":
-            return error_of_refusal(result.refusal)
-        case _:
-            return _bad_answer("The signer's answer holds neither signature nor refusal.")
-
-
-def _bad_answer(message: str) -> SigningError:
-    return SigningError("BAD_ANSWER", message)

@@ -6,11 +6,12 @@
 import itertools
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
 from kmsapi.v1 import signing_pb2 as pb
 
 from kmsd_client.answers import CredentialChange, Signed, results_of
+from kmsd_client.calls import LARGEST_WIRE
 from kmsd_client.connections import Connections
 from kmsd_client.errors import Refused, SigningError
 from kmsd_client.passports import (
@@ -23,12 +24,18 @@ from kmsd_client.passports import (
     Rph,
     Shaken,
     to_message,
+    to_wire,
+)
+from kmsd_client.terms import (
+    DEFAULT_CONNECTIONS,
+    DEFAULT_FRAME_ITEMS,
+    DEFAULT_QUEUE_ITEMS,
+    DEFAULT_TIMEOUT,
+    Terms,
+    addresses,
 )
 from kmsd_client.tls import Tls
 from kmsd_client.watching import watch
-
-DEFAULT_TIMEOUT: Final = 1.0
-"""Seconds: a caller waits for ringing, and a late signature is a dropped call."""
 
 
 class AsyncClient:
@@ -39,6 +46,10 @@ class AsyncClient:
     tls: who the caller is; None means plaintext and is for loopback and Unix sockets only.
     profile: whom to sign for where a call does not say.
     timeout: seconds for each call where it does not say; covers connecting and other targets.
+    connections: to each target, at most; one is made at first, and more as calls find no room.
+        Signers that share a port share these: more connections spread the calls more evenly.
+    frame_items: calls that travel together at most, 1 to 256 and no more than the signer's limit.
+    queue_items: calls that wait to travel at most; one more is Overloaded "CLIENT_QUEUE_FULL".
 
     Making one costs nothing and touches nothing: the first call, or entering `async with`, reads
     the TLS files (OSError, ValueError), and the first call connects. A client belongs to one
@@ -57,19 +68,22 @@ class AsyncClient:
         tls: Tls | None,
         profile: str = "",
         timeout: float = DEFAULT_TIMEOUT,
+        connections: int = DEFAULT_CONNECTIONS,
+        frame_items: int = DEFAULT_FRAME_ITEMS,
+        queue_items: int = DEFAULT_QUEUE_ITEMS,
     ) -> None:
-        self._targets = (targets,) if isinstance(targets, str) else tuple(targets)
-        if not self._targets or not all(self._targets):
-            raise ValueError("a client needs the address of at least one signer")
+        self._terms = Terms(
+            addresses(targets), profile, timeout, connections, frame_items, queue_items
+        )
         self._tls = tls
-        self._profile = profile
-        self._timeout = _checked(timeout)
         self._sequence = itertools.count(1)
         self._connections: Connections | None = None
         self._closed = False
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({list(self._targets)!r}, profile={self._profile!r})"
+        return (
+            f"{type(self).__name__}({list(self._terms.targets)!r}, profile={self._terms.profile!r})"
+        )
 
     async def __aenter__(self) -> Self:
         self._open()
@@ -91,7 +105,7 @@ class AsyncClient:
         """
         if self._connections is not None and not self._closed:
             self._closed = True
-            await self._connections.close(self._timeout if grace is None else grace)
+            await self._connections.close(self._terms.timeout if grace is None else grace)
         self._closed = True
 
     async def sign_shaken(
@@ -171,7 +185,15 @@ class AsyncClient:
     async def sign(
         self, passport: Passport, *, profile: str | None = None, timeout: float | None = None
     ) -> Signed:
-        """Signs one PASSporT of any type."""
+        """Signs one PASSporT of any type.
+
+        Calls that are made at the same time travel together, in frames as long as the load
+        makes them; a lone call leaves at once.
+        """
+        wire = to_wire(passport)
+        if len(wire) <= LARGEST_WIRE:
+            name, seconds = self._terms.of(profile, timeout)
+            return await self._open().sign(wire, name, seconds)
         [outcome] = await self._frame([passport], profile, timeout)
         if isinstance(outcome, SigningError):
             raise outcome
@@ -212,34 +234,28 @@ class AsyncClient:
         """
         if isinstance(profiles, str):
             raise TypeError("profiles is a list of names, not one name")
-        return watch(self._open(), profiles, self._timeout)
+        return watch(self._open(), profiles, self._terms.timeout)
 
     async def healthy(self, service: str = "", *, timeout: float | None = None) -> bool:
         """Whether one of the signers says that it serves (grpc.health.v1). Raises nothing for
         a signer that is away: that is the answer False."""
-        seconds = self._timeout if timeout is None else _checked(timeout)
+        _, seconds = self._terms.of(None, timeout)
         return await self._open().healthy(service, seconds)
 
     async def _frame(
         self, passports: Sequence[Passport], profile: str | None, timeout: float | None
     ) -> list[Signed | SigningError]:
+        name, seconds = self._terms.of(profile, timeout)
         request = pb.SignRequest(
             sequence=next(self._sequence),
-            profile=self._profile if profile is None else profile,
+            profile=name,
             passports=[to_message(passport) for passport in passports],
         )
-        seconds = self._timeout if timeout is None else _checked(timeout)
-        return results_of(request, await self._open().sign(request, seconds))
+        return results_of(request, await self._open().sign_frame(request, seconds))
 
     def _open(self) -> Connections:
         if self._closed:
             raise RuntimeError("the client is closed")
         if self._connections is None:
-            self._connections = Connections(self._targets, self._tls)
+            self._connections = Connections(self._terms, self._tls)
         return self._connections
-
-
-def _checked(timeout: float) -> float:
-    if not 0 < timeout <= 3600:  # not a number fails both
-        raise ValueError("a timeout is more than 0 and at most 3600 seconds")
-    return timeout

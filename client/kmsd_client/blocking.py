@@ -1,21 +1,31 @@
 """The client for programs on threads: the asyncio client behind an event loop of its own.
 
-One core for both front ends means one behaviour, and later one place where the calls of many
-threads become one frame. The price is a hop to the loop's thread for each call.
+One core for both front ends means one behaviour, and one place where the calls of many threads
+become one frame. Not here: how they get there (`loopthread`).
 """
 
-import asyncio
 import os
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from kmsd_client.answers import CredentialChange, Signed
-from kmsd_client.asynchronous import DEFAULT_TIMEOUT, AsyncClient
+from kmsd_client.asynchronous import AsyncClient
+from kmsd_client.calls import LARGEST_WIRE, Call
 from kmsd_client.errors import SigningError
-from kmsd_client.passports import Attest, Dest, Passport
+from kmsd_client.loopthread import Answer, LoopThread
+from kmsd_client.passports import Attest, Base, Dest, Div, Passport, Rcd, Rph, Shaken, to_wire
+from kmsd_client.terms import (
+    DEFAULT_CONNECTIONS,
+    DEFAULT_FRAME_ITEMS,
+    DEFAULT_QUEUE_ITEMS,
+    DEFAULT_TIMEOUT,
+    Terms,
+    addresses,
+)
 from kmsd_client.tls import Tls
 
 _T = TypeVar("_T")
@@ -37,10 +47,24 @@ class Client:
         tls: Tls | None,
         profile: str = "",
         timeout: float = DEFAULT_TIMEOUT,
+        connections: int = DEFAULT_CONNECTIONS,
+        frame_items: int = DEFAULT_FRAME_ITEMS,
+        queue_items: int = DEFAULT_QUEUE_ITEMS,
     ) -> None:
-        self._client = AsyncClient(targets, tls=tls, profile=profile, timeout=timeout)
+        self._client = AsyncClient(
+            targets,
+            tls=tls,
+            profile=profile,
+            timeout=timeout,
+            connections=connections,
+            frame_items=frame_items,
+            queue_items=queue_items,
+        )
+        self._terms = Terms(
+            addresses(targets), profile, timeout, connections, frame_items, queue_items
+        )
         self._starting = threading.Lock()
-        self._thread: _LoopThread | None = None
+        self._thread: LoopThread | None = None
         self._closed = False
 
     def __repr__(self) -> str:
@@ -81,11 +105,7 @@ class Client:
         timeout: float | None = None,
     ) -> Signed:
         """As `AsyncClient.sign_shaken`."""
-        return self._run(
-            lambda: self._client.sign_shaken(
-                orig, dest, attest, origid=origid, iat=iat, profile=profile, timeout=timeout
-            )
-        )
+        return self.sign(Shaken(orig, dest, attest, origid, iat), profile=profile, timeout=timeout)
 
     def sign_base(
         self,
@@ -97,9 +117,7 @@ class Client:
         timeout: float | None = None,
     ) -> Signed:
         """As `AsyncClient.sign_base`."""
-        return self._run(
-            lambda: self._client.sign_base(orig, dest, iat=iat, profile=profile, timeout=timeout)
-        )
+        return self.sign(Base(orig, dest, iat), profile=profile, timeout=timeout)
 
     def sign_div(
         self,
@@ -112,9 +130,7 @@ class Client:
         timeout: float | None = None,
     ) -> Signed:
         """As `AsyncClient.sign_div`."""
-        return self._run(
-            lambda: self._client.sign_div(orig, dest, div, iat, profile=profile, timeout=timeout)
-        )
+        return self.sign(Div(orig, dest, div, iat), profile=profile, timeout=timeout)
 
     def sign_rph(
         self,
@@ -127,11 +143,7 @@ class Client:
         timeout: float | None = None,
     ) -> Signed:
         """As `AsyncClient.sign_rph`."""
-        return self._run(
-            lambda: self._client.sign_rph(
-                orig, dest, auth, iat=iat, profile=profile, timeout=timeout
-            )
-        )
+        return self.sign(Rph(orig, dest, auth, iat), profile=profile, timeout=timeout)
 
     def sign_rcd(
         self,
@@ -150,28 +162,20 @@ class Client:
         timeout: float | None = None,
     ) -> Signed:
         """As `AsyncClient.sign_rcd`."""
-        return self._run(
-            lambda: self._client.sign_rcd(
-                orig,
-                dest,
-                nam=nam,
-                apn=apn,
-                icn=icn,
-                jcd=jcd,
-                jcl=jcl,
-                rcdi=rcdi,
-                crn=crn,
-                iat=iat,
-                profile=profile,
-                timeout=timeout,
-            )
-        )
+        rcd = Rcd(orig, dest, nam, apn, icn, jcd, jcl, rcdi or {}, crn, iat)
+        return self.sign(rcd, profile=profile, timeout=timeout)
 
     def sign(
         self, passport: Passport, *, profile: str | None = None, timeout: float | None = None
     ) -> Signed:
-        """As `AsyncClient.sign`."""
-        return self._run(lambda: self._client.sign(passport, profile=profile, timeout=timeout))
+        """As `AsyncClient.sign`: what many threads call at the same time travels together."""
+        wire = to_wire(passport)
+        if len(wire) > LARGEST_WIRE:
+            return self._run(lambda: self._client.sign(passport, profile=profile, timeout=timeout))
+        name, seconds = self._terms.of(profile, timeout)
+        answer = Answer()
+        self._started().submit(Call(wire, name, seconds, time.monotonic() + seconds, answer))
+        return answer.wait()
 
     def sign_many(
         self,
@@ -210,56 +214,12 @@ class Client:
     def _run(self, call: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
         return self._started().run(call)
 
-    def _started(self) -> "_LoopThread":
+    def _started(self) -> LoopThread:
         with self._starting:
             if self._closed:
                 raise RuntimeError("the client is closed")
             if self._thread is None:
-                self._thread = _LoopThread()
+                self._thread = LoopThread(lambda call: self._client._open().submit(call))
             if self._thread.pid != os.getpid():
                 raise RuntimeError("a client that was used before a fork is of no use in the child")
             return self._thread
-
-
-class _LoopThread:
-    """An event loop in a thread of its own; it does not keep the program from ending."""
-
-    def __init__(self) -> None:
-        self.pid = os.getpid()
-        self._loop = asyncio.new_event_loop()
-        self._submitting = threading.Lock()
-        self._stopped = False
-        self._thread = threading.Thread(
-            target=self._loop.run_forever, name="kmsd-client", daemon=True
-        )
-        self._thread.start()
-
-    def run(self, call: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
-        """Runs a coroutine in the loop and waits for it; an interrupt of the wait cancels it."""
-        with self._submitting:
-            # Under the lock: what is submitted to a loop that stops would be waited for forever.
-            if self._stopped:
-                raise RuntimeError("the client is closed")
-            future = asyncio.run_coroutine_threadsafe(call(), self._loop)
-        try:
-            return future.result()
-        finally:
-            future.cancel()
-
-    def stop(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Runs a last coroutine, waits for what other threads began, ends loop and thread."""
-
-        async def end() -> None:
-            await last()
-            if others := asyncio.all_tasks() - {asyncio.current_task()}:
-                await asyncio.wait(others, timeout=1.0)
-
-        with self._submitting:
-            self._stopped = True
-            future = asyncio.run_coroutine_threadsafe(end(), self._loop)
-        try:
-            future.result()
-        finally:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()

@@ -1,115 +1,68 @@
-"""Connections to signers: which one gets a request, and what happens when it does not answer.
+"""All connections of one client: what goes over them, and how they end.
 
-One gRPC channel for each target. A request goes to the ready connection with the fewest
-requests outstanding; when a signer is unavailable it goes to the next one, inside the same
-deadline. A refusal is an answer and is never tried again.
-
-This is the seam at which several connections to one target, and frames made of many callers'
-requests over `SignStream`, take the place of one unary call each: nothing above knows.
+Calls of single PASSporTs go through `dispatch`, which makes frames of them. Here is what a
+caller made a frame of, as one unary call: it goes to the ready connection with the fewest
+requests outstanding, and when that signer is unavailable to the next one, inside the same
+deadline. A refusal is an answer and is never tried again. Watching and health are here as well.
 """
 
 import asyncio
-import os
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Final, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import grpc
 from kmsapi.v1 import signing_pb2 as pb
-from kmsapi.v1.signing_pb2_grpc import SigningStub
 
+from kmsd_client.answers import Signed
+from kmsd_client.calls import Call
+from kmsd_client.connection import Connection
+from kmsd_client.dispatch import Dispatch
 from kmsd_client.errors import DeadlineExceeded, SigningError, Unavailable
 from kmsd_client.refusals import error_of_call, is_from_signer
+from kmsd_client.terms import Terms
 from kmsd_client.tls import Tls, channel_credentials
 
-READY: Final = grpc.ChannelConnectivity.READY
-
 WatchCall: TypeAlias = grpc.aio.UnaryStreamCall[pb.WatchCredentialsRequest, pb.CredentialEvent]
-
-HealthCall: TypeAlias = grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
-
-OPTIONS: Final[tuple[tuple[str, str | int], ...]] = (
-    # Every address a name has is used, and each reconnects by itself when it is lost.
-    ("grpc.lb_policy_name", "round_robin"),
-    # gRPC waits up to two minutes before it tries a lost signer again; a restart takes one second.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
-    ("grpc.min_reconnect_backoff_ms", 2_000),  # in truth: how long one attempt may take
-    # A peer that is gone without a word: unanswered data shows after 5 s (TCP_USER_TIMEOUT),
-    # silence after 5 minutes, which is the most often a server allows by default.
-    ("grpc.keepalive_time_ms", 300_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    # A signer is on our own network: what the environment says of proxies is not about it.
-    ("grpc.enable_http_proxy", 0),
-    # A TCP connection of its own for each channel, not one that all clients of a process share.
-    ("grpc.use_local_subchannel_pool", 1),
-)
-
-_HEALTH_METHOD: Final = "/grpc.health.v1.Health/Check"
-_SERVING: Final = b"\x08\x01"  # HealthCheckResponse{status: SERVING}, grpc/health/v1/health.proto
 
 _T = TypeVar("_T")
 
 
-class Connection:
-    """A channel to one target, and how much it has to do."""
-
-    def __init__(self, target: str, credentials: grpc.ChannelCredentials | None, name: str) -> None:
-        options = [*OPTIONS, *([("grpc.ssl_target_name_override", name)] if name else [])]
-        self.target = target
-        self.outstanding = 0
-        self.turn = 0
-        self.channel = (
-            grpc.aio.insecure_channel(target, options)
-            if credentials is None
-            else grpc.aio.secure_channel(target, credentials, options)
-        )
-        self.stub = SigningStub(self.channel)
-        self._health: HealthCall = self.channel.unary_unary(_HEALTH_METHOD)
-
-    def is_ready(self) -> bool:
-        """Whether a request would leave at once. One that is idle starts to connect."""
-        return self.channel.get_state(try_to_connect=True) is READY
-
-    async def becomes_ready(self) -> bool:
-        """Waits until the connection stands (True) or an attempt failed (False)."""
-        while True:
-            state = self.channel.get_state(try_to_connect=True)
-            match state:
-                case grpc.ChannelConnectivity.READY:
-                    return True
-                case grpc.ChannelConnectivity.TRANSIENT_FAILURE:
-                    return False
-            await self.channel.wait_for_state_change(state)
-
-    async def is_serving(self, request: bytes, within: float) -> bool:
-        try:
-            answer = await self._health(request, timeout=within)
-        except grpc.aio.AioRpcError:
-            return False
-        return answer == _SERVING
-
-
 class Connections:
-    """All targets of one client, in one event loop. Nothing is connected until it is needed.
+    """Those to all targets of one client, in one event loop. None is made until it is needed.
 
     Made inside a running event loop; raises OSError or ValueError for unusable TLS files.
     """
 
-    def __init__(self, targets: Sequence[str], tls: Tls | None) -> None:
+    def __init__(self, terms: Terms, tls: Tls | None) -> None:
         credentials = None if tls is None else channel_credentials(tls)
         name = "" if tls is None else tls.server_name
-        self._connections = [Connection(target, credentials, name) for target in targets]
+        self._connections = [
+            Connection(target, credentials, name, first=not number)
+            for target in dict.fromkeys(terms.targets)
+            for number in range(terms.connections)
+        ]
+        self._dispatch = Dispatch(self._connections, terms.frame_items, terms.queue_items)
         self._turns = 0
         self._requests = 0
         self._quiet = asyncio.Event()
         self._quiet.set()
-        self._pid, self._loop = os.getpid(), asyncio.get_running_loop()
+        self._loop = asyncio.get_running_loop()
         self._watches: set[WatchCall] = set()
         self.closed = asyncio.Event()
 
-    async def sign(self, request: pb.SignRequest, within: float) -> pb.SignResponse:
-        """One frame to one signer, to another one when that is unavailable.
+    def sign(self, wire: bytes, profile: str, within: float) -> Coroutine[None, None, Signed]:
+        """One PASSporT (`passports.to_wire`), in a frame with others. As `Dispatch.sign`."""
+        self._check_home()
+        return self._dispatch.sign(wire, profile, within)
+
+    def submit(self, call: Call) -> None:
+        """As `Dispatch.submit`."""
+        self._check_home()
+        self._dispatch.submit(call)
+
+    async def sign_frame(self, request: pb.SignRequest, within: float) -> pb.SignResponse:
+        """A caller's own frame to one signer, to another one when that is unavailable.
 
         A target whose connection broke is tried once more after the others, since it may lead
         to a signer that was just restarted; a target whose signer itself said UNAVAILABLE is not.
@@ -117,7 +70,7 @@ class Connections:
         """
         self._check_home()
         deadline = self._loop.time() + within
-        candidates, error = list(self._connections), _too_late(within)
+        candidates, error = self._candidates(), _too_late(within)
         with self._under_way():
             for _ in range(2):
                 broken: list[Connection] = []
@@ -145,7 +98,7 @@ class Connections:
         self._check_home()
         try:
             with self._under_way():
-                connection = await self._choose(list(self._connections), within)
+                connection = await self._choose(self._candidates(), within)
                 call = connection.stub.WatchCredentials(request)
         except Unavailable:
             return None
@@ -160,7 +113,7 @@ class Connections:
         if len(name) > 127:
             raise ValueError("the name of a service has at most 127 bytes")
         request = b"\x0a" + bytes([len(name)]) + name if name else b""
-        asked = {c: c.is_serving(request, within) for c in self._connections}
+        asked = {c: c.is_serving(request, within) for c in self._candidates()}
         return await _first_true(asked, within) is not None
 
     async def close(self, grace: float) -> None:
@@ -168,9 +121,16 @@ class Connections:
         self.closed.set()
         for call in list(self._watches):
             call.cancel()
+        await asyncio.gather(self._frames_end(grace), self._dispatch.close(grace))
+        await asyncio.gather(*(c.channel.close() for c in self._connections))
+
+    async def _frames_end(self, grace: float) -> None:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._quiet.wait(), grace)
-        await asyncio.gather(*(c.channel.close() for c in self._connections))
+
+    def _candidates(self) -> list[Connection]:
+        """One connection to each target, and whatever stands beside it."""
+        return [c for c in self._connections if c.first or c.is_ready(connect=False)]
 
     async def _sign_at(
         self, connection: Connection, request: pb.SignRequest, within: float
@@ -216,7 +176,8 @@ class Connections:
     def _check_home(self) -> None:
         if self.closed.is_set():
             raise RuntimeError("the client is closed")
-        if self._pid != os.getpid() or self._loop is not asyncio.get_running_loop():
+        # In the child of a fork no loop runs, even where the parent's coroutine goes on.
+        if self._loop is not asyncio._get_running_loop():
             raise RuntimeError(
                 "a client belongs to the process and the event loop of its first call: "
                 "make one in each (after a fork, in the child)"

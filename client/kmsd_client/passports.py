@@ -96,29 +96,49 @@ Passport: TypeAlias = Shaken | Base | Div | Rph | Rcd
 
 def to_message(passport: Passport) -> pb.Passport:
     """The typed claims as they travel. Raises TypeError when a field holds the wrong type."""
+    message = pb.Passport()
+    _fill(message, passport)
+    return message
+
+
+def to_wire(passport: Passport) -> bytes:
+    """The typed claims as an encoded SignRequest that holds them and nothing else.
+
+    Encoded messages that follow one another are one message (repeated fields are joined), so
+    that a frame costs no more than putting these together. Raises as `to_message`.
+    """
+    request = pb.SignRequest()
+    _fill(request.passports.add(), passport)
+    return request.SerializeToString()
+
+
+def _fill(message: pb.Passport, passport: Passport) -> None:
+    # Field by field into a message that is there: half the cost of building one from parts.
     match passport:
         case Shaken():
-            shaken = pb.Shaken(attest=_attestation(passport.attest), origid=passport.origid)
-            message = pb.Passport(iat=passport.iat, shaken=shaken)
+            shaken = message.shaken
+            shaken.attest = _attestation(passport.attest)
+            shaken.origid = passport.origid
         case Base():
-            message = pb.Passport(iat=passport.iat, base=pb.Base())
+            message.base.SetInParent()
         case Div():
-            message = pb.Passport(iat=passport.iat, div=_div(passport.div))
+            message.div.CopyFrom(_div(passport.div))
         case Rph():
-            message = pb.Passport(iat=passport.iat, rph=pb.Rph(auth=_texts("auth", passport.auth)))
+            message.rph.auth.extend(_texts("auth", passport.auth))
+            message.rph.SetInParent()
         case Rcd():
-            message = pb.Passport(iat=passport.iat, rcd=_rcd(passport))
+            message.rcd.CopyFrom(_rcd(passport))
         case _:
             raise TypeError(
                 f"a passport is a Shaken, Base, Div, Rph or Rcd, not {type(passport).__name__}"
             )
+    message.iat = passport.iat
     if _is_uri("orig", passport.orig):
         message.orig_uri = passport.orig
     else:
         message.orig_tn = passport.orig
     for dest in _texts("dest", passport.dest):
         (message.dest_uri if _is_uri("dest", dest) else message.dest_tn).append(dest)
-    return message
 
 
 _ATTESTATION: Final = {

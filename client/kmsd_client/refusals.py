@@ -10,6 +10,7 @@ Not here: whether to try again (`connections`).
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import inf
 from typing import Final
 
 import grpc
@@ -31,6 +32,9 @@ DOMAIN: Final = "kmsd"
 
 DETAILS_KEY: Final = "grpc-status-details-bin"
 """Trailing metadata that holds the google.rpc.Status (gRPC's richer error model)."""
+
+RETRY_AFTER_KEY: Final = "retry_after_seconds"
+"""Metadata of a refusal inside an answer that says what google.rpc.RetryInfo says elsewhere."""
 
 _KIND: Final[dict[grpc.StatusCode, type[SigningError]]] = {
     grpc.StatusCode.INVALID_ARGUMENT: Refused,
@@ -66,7 +70,9 @@ def error_of_call(failed: grpc.aio.AioRpcError) -> SigningError:
 def error_of_refusal(refusal: pb.Refusal) -> SigningError:
     """The typed error of a refusal that came inside an answer."""
     code = _CODE.get(refusal.code, grpc.StatusCode.UNKNOWN)
-    return _error(code, refusal.reason, refusal.message, dict(refusal.metadata), 0.0)
+    metadata = dict(refusal.metadata)
+    retry_after = _seconds(metadata.get(RETRY_AFTER_KEY, ""))
+    return _error(code, refusal.reason, refusal.message, metadata, retry_after)
 
 
 def is_from_signer(failed: grpc.aio.AioRpcError) -> bool:
@@ -91,6 +97,14 @@ def _error(
         metadata,
         retry_after,
     )
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        return 0.0
+    return seconds if 0.0 < seconds < inf else 0.0  # not a number fails both
 
 
 def _facts(trailing: Iterable[tuple[str, str | bytes]]) -> _Facts:

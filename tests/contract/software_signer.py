@@ -5,16 +5,12 @@ because of the API. It obeys the switches in `Faults`, which a real signer would
 """
 
 import asyncio
-import base64
 import hashlib
-import json
-import re
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
-from uuid import UUID, uuid4
 
 import grpc
 from cryptography.hazmat.primitives import hashes, serialization
@@ -27,62 +23,48 @@ from google.rpc.status_pb2 import Status
 from kmsapi.v1 import signing_pb2 as pb
 from kmsapi.v1 import signing_pb2_grpc
 
+from tests.contract.software_claims import INVALID, Refusal, base64url, claims_of, segment
 from tests.contract.tls_parts import Parts
 
 Context = grpc.aio.ServicerContext[Any, Any]
-FRAME_ITEMS = 256
-FRESHNESS = 60
-INVALID = grpc.StatusCode.INVALID_ARGUMENT
-
-
-@dataclass
-class Refusal(Exception):
-    """What this signer says no with."""
-
-    code: grpc.StatusCode
-    reason: str
-    message: str
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    retry_after: float = 0.0
-    domain: str = "kmsd"
 
 
 @dataclass
 class Faults:
-    """Switches. `next_calls` answer the next calls, one each: a refusal, or other bytes."""
+    """Switches. `next_calls` answer the next frames, one each: a refusal, or other bytes.
+
+    `next_streams` end the next streams, each at its first frame. delay: seconds for each frame.
+    """
 
     next_calls: list[Refusal | pb.SignResponse] = field(default_factory=list)
+    next_streams: list[Refusal] = field(default_factory=list)
     delay: float = 0.0
     serving: bytes = b"\x08\x01"
 
 
 @dataclass
 class SoftwareSigner(signing_pb2_grpc.SigningServicer):
-    """Signs for the profiles it has, for any caller."""
+    """Signs for the profiles it has, for any caller.
+
+    calls: frames that came, whichever way, and watches; frames: those of streams by their size.
+    cancelled: of those that were at work, how many were cancelled. streams: that were begun.
+    """
 
     keys: dict[str, ec.EllipticCurvePrivateKey]
     faults: Faults = field(default_factory=Faults)
+    frame_items: int = 256
     calls: int = 0
     cancelled: int = 0
+    streams: int = 0
+    frames: list[int] = field(default_factory=list)
     time_left: float = 0.0
     changes: list[asyncio.Queue[pb.CredentialEvent]] = field(default_factory=list)
 
     async def Sign(self, request: pb.SignRequest, context: Context) -> pb.SignResponse:
         """One frame."""
-        self.calls += 1
         self.time_left = context.time_remaining()
         try:
-            await asyncio.sleep(self.faults.delay)
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
-        try:
-            if self.faults.next_calls:
-                fault = self.faults.next_calls.pop(0)
-                if isinstance(fault, pb.SignResponse):
-                    return fault
-                raise fault
-            response = self._frame(request)
+            response = await self._answer(request)
         except Refusal as refusal:
             await self._abort(context, refusal)
         if len(response.results) == 1 and response.results[0].HasField("refusal"):
@@ -95,9 +77,13 @@ class SoftwareSigner(signing_pb2_grpc.SigningServicer):
         self, request_iterator: AsyncIterator[pb.SignRequest], context: Context
     ) -> AsyncIterator[pb.SignResponse]:
         """Frame after frame."""
+        self.streams += 1
         async for request in request_iterator:
+            self.frames.append(len(request.passports))
+            if self.faults.next_streams:
+                await self._abort(context, self.faults.next_streams.pop(0))
             try:
-                yield self._frame(request)
+                yield await self._answer(request)
             except Refusal as refusal:
                 yield pb.SignResponse(sequence=request.sequence, refusal=_message(refusal))
 
@@ -152,6 +138,20 @@ class SoftwareSigner(signing_pb2_grpc.SigningServicer):
         [profile] = [name for name in self.keys if self.x5u(name) == x5u]
         return self.keys[profile].public_key()
 
+    async def _answer(self, request: pb.SignRequest) -> pb.SignResponse:
+        self.calls += 1
+        try:
+            await asyncio.sleep(self.faults.delay)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if self.faults.next_calls:
+            fault = self.faults.next_calls.pop(0)
+            if isinstance(fault, Refusal):
+                raise fault
+            return fault
+        return self._frame(request)
+
     async def _abort(self, context: Context, refusal: Refusal) -> NoReturn:
         trailing: tuple[tuple[str, bytes], ...] = ()
         if refusal.reason:
@@ -171,9 +171,9 @@ class SoftwareSigner(signing_pb2_grpc.SigningServicer):
     def _frame(self, request: pb.SignRequest) -> pb.SignResponse:
         if request.profile not in self.keys:
             raise _unknown(request.profile)
-        if not 0 < len(request.passports) <= FRAME_ITEMS:
-            limit = {"limit": str(FRAME_ITEMS)}
-            raise Refusal(INVALID, "FRAME_SIZE", "A frame holds 1 to 256 PASSporTs.", limit)
+        if not 0 < len(request.passports) <= self.frame_items:
+            limit = {"limit": str(self.frame_items)}
+            raise Refusal(INVALID, "FRAME_TOO_LARGE", "A frame holds fewer PASSporTs.", limit)
         response = pb.SignResponse(sequence=request.sequence, epoch=1)
         for passport in request.passports:
             try:
@@ -183,12 +183,12 @@ class SoftwareSigner(signing_pb2_grpc.SigningServicer):
         return response
 
     def _signed(self, profile: str, passport: pb.Passport) -> pb.Signed:
-        claims, ppt = _claims(passport)
+        claims, ppt = claims_of(passport)
         header = {"alg": "ES256", "typ": "passport", "x5u": self.x5u(profile)}
-        token = f"{_segment(header | ({'ppt': ppt} if ppt else {}))}.{_segment(claims)}"
+        token = f"{segment(header | ({'ppt': ppt} if ppt else {}))}.{segment(claims)}"
         der = self.keys[profile].sign(token.encode(), ec.ECDSA(hashes.SHA256()))
         r, s = decode_dss_signature(der)
-        signature = _base64(r.to_bytes(32, "big") + s.to_bytes(32, "big"))
+        signature = base64url(r.to_bytes(32, "big") + s.to_bytes(32, "big"))
         suffix = f";ppt={ppt}" if ppt else ""
         identity = f"{token}.{signature};info=<{self.x5u(profile)}>;alg=ES256{suffix}"
         return pb.Signed(identity=identity, origid=str(claims.get("origid", "")))
@@ -222,81 +222,19 @@ async def served(
         await server.stop(None)
 
 
-def _claims(passport: pb.Passport) -> tuple[dict[str, Any], str]:
-    now, kind = int(time.time()), passport.WhichOneof("type")
-    if kind is None:
-        raise Refusal(INVALID, "TYPE_MISSING", "A PASSporT needs a type.", {"field": "type"})
-    iat = passport.iat or now
-    if kind != "div" and abs(iat - now) > FRESHNESS:
-        raise Refusal(INVALID, "IAT_NOT_FRESH", "The iat is not fresh.", {"field": "iat"})
-    dest = {"tn": [_tn("dest", tn) for tn in passport.dest_tn], "uri": list(passport.dest_uri)}
-    if not any(dest.values()):
-        raise Refusal(INVALID, "DEST_MISSING", "There is no dest.", {"field": "dest"})
-    claims: dict[str, Any] = {"dest": {k: v for k, v in dest.items() if v}, "iat": iat}
-    match passport.WhichOneof("orig"):
-        case "orig_tn":
-            claims["orig"] = {"tn": _tn("orig", passport.orig_tn)}
-        case "orig_uri":
-            claims["orig"] = {"uri": passport.orig_uri}
-        case None:
-            raise Refusal(INVALID, "ORIG_MISSING", "There is no orig.", {"field": "orig"})
-    match kind:
-        case "shaken":
-            if passport.shaken.attest not in (1, 2, 3):
-                raise Refusal(
-                    INVALID, "ATTEST_UNKNOWN", "attest is A, B or C.", {"field": "attest"}
-                )
-            claims["attest"] = "-ABC"[passport.shaken.attest]
-            claims["origid"] = _origid(passport.shaken.origid)
-        case "div":
-            claims["div"] = {"tn": _tn("div", passport.div.tn)}
-        case "rph":
-            claims["rph"] = {"auth": list(passport.rph.auth)}
-        case "rcd":
-            rcd = passport.rcd
-            names = ("nam", "apn", "icn", "jcl")
-            claims["rcd"] = {n: getattr(rcd, n) for n in names if getattr(rcd, n)}
-            if not claims["rcd"]:
-                raise Refusal(INVALID, "RCD_EMPTY", "There is nothing in rcd.", {"field": "rcd"})
-    return claims, "" if kind == "base" else kind
-
-
-def _tn(name: str, text: str) -> str:
-    digits = re.sub(r"[-. ()]|^\+", "", text)
-    if not re.fullmatch(r"[1-9][0-9]{1,14}", digits):
-        raise Refusal(INVALID, "TN_INVALID", f"The {name} is no number.", {"field": name})
-    return digits
-
-
-def _origid(text: str) -> str:
-    try:
-        return str(UUID(text)) if text else str(uuid4())
-    except ValueError:
-        raise Refusal(INVALID, "ORIGID_INVALID", "No UUID.", {"field": "origid"}) from None
-
-
 def _unknown(profile: str) -> Refusal:
     message = f"No profile {profile!r} is here."
     return Refusal(grpc.StatusCode.NOT_FOUND, "PROFILE_UNKNOWN", message, {"profile": profile})
 
 
 def _message(refusal: Refusal) -> pb.Refusal:
+    wait = {"retry_after_seconds": str(refusal.retry_after + 0.5)} if refusal.retry_after else {}
     return pb.Refusal(
         code=refusal.code.value[0],
         reason=refusal.reason,
         message=refusal.message,
-        metadata=refusal.metadata,
+        metadata={**refusal.metadata, **wait},
     )
-
-
-def _segment(claims: dict[str, Any]) -> str:
-    return _base64(
-        json.dumps(claims, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-    )
-
-
-def _base64(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
 def signer_for(profiles: Sequence[str]) -> SoftwareSigner:

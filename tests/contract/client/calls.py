@@ -7,7 +7,7 @@ from collections.abc import Callable
 import grpc
 from kmsd_client import Attest, Shaken
 
-from tests.contract.software_signer import Refusal
+from tests.contract.software_claims import Refusal
 
 CALL: tuple[str, str, Attest] = ("12155550112", "12155550113", "A")
 GOOD = Shaken("12155550112", "12155550113", "A")

@@ -7,7 +7,8 @@ from kmsd_client import AsyncClient, Denied, Overloaded, Refused, SigningError
 
 from tests.contract.client.calls import CALL, FULL, GOOD, NO_GRANT
 from tests.contract.signing_contract import ASSERTIONS, Assertion, Endpoint
-from tests.contract.software_signer import Refusal, SoftwareSigner
+from tests.contract.software_claims import Refusal
+from tests.contract.software_signer import SoftwareSigner
 from tests.contract.tls_parts import Parts
 
 
@@ -34,11 +35,16 @@ async def test_a_refusal_tells_reason_sentence_and_facts(
 async def test_an_overloaded_signer_says_how_long_to_wait(
     client: AsyncClient, signer: SoftwareSigner
 ) -> None:
-    signer.faults.next_calls = [FULL]
-    with pytest.raises(Overloaded) as caught:
-        await client.sign_shaken(*CALL)
-    assert caught.value.retry_after == 2.5
-    assert signer.calls == 1
+    signer.faults.next_calls = [FULL, FULL]
+    signer.faults.next_streams = [FULL]
+    calls = (client.sign_shaken(*CALL), client.sign_shaken(*CALL), client.sign_many([GOOD, GOOD]))
+    for call in calls:  # a stream that ends so, a frame of a stream, a frame of its own
+        with pytest.raises(Overloaded) as caught:
+            await call
+        assert caught.value.reason == "OVERLOADED"
+        assert caught.value.retry_after == 2.5
+    assert signer.calls == 2
+    assert signer.streams == 2
 
 
 async def test_a_status_without_reason_is_named_after_its_code(
@@ -57,11 +63,12 @@ async def test_reasons_of_another_domain_are_not_taken_for_ours(
     foreign = Refusal(
         grpc.StatusCode.NOT_FOUND, "PROFILE_UNKNOWN", "no", domain="proxy.example.com"
     )
-    signer.faults.next_calls = [foreign]
-    with pytest.raises(Refused) as caught:
-        await client.sign_shaken(*CALL)
-    assert caught.value.reason == "NOT_FOUND"
-    assert caught.value.metadata == {}
+    for call in (client.sign_many([GOOD, GOOD]), client.sign_shaken(*CALL)):
+        signer.faults.next_calls, signer.faults.next_streams = [foreign], [foreign]
+        with pytest.raises(Refused) as caught:
+            await call
+        assert caught.value.reason == "NOT_FOUND"
+        assert caught.value.metadata == {}
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 import pytest
 from kmsd_client import AsyncClient, DeadlineExceeded, Denied, Signed, Tls, Unavailable
 
-from tests.contract.client.calls import AWAY, CALL, NO_GRANT, free_port, until
+from tests.contract.client.calls import AWAY, CALL, GOOD, NO_GRANT, free_port, until
 from tests.contract.software_signer import SoftwareSigner, served, signer_for
 from tests.contract.tls_parts import Parts
 
@@ -16,17 +16,17 @@ async def test_a_slow_signer_is_a_deadline_exceeded_and_learns_the_deadline(
 ) -> None:
     signer.faults.delay = 30
     with pytest.raises(DeadlineExceeded, match=r"within 0\.5 s"):
-        await client.sign_shaken(*CALL, timeout=0.5)
+        await client.sign_many([GOOD, GOOD], timeout=0.5)
     assert 0 < signer.time_left <= 0.5
     assert signer.calls == 1
     await until(lambda: signer.cancelled == 1)
 
 
-async def test_a_cancelled_caller_cancels_the_signer(
+async def test_a_cancelled_frame_is_cancelled_at_the_signer(
     client: AsyncClient, signer: SoftwareSigner
 ) -> None:
     signer.faults.delay = 30
-    task = asyncio.create_task(client.sign_shaken(*CALL))
+    task = asyncio.create_task(client.sign_many([GOOD, GOOD]))
     await until(lambda: signer.calls == 1)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -66,7 +66,7 @@ async def test_unavailable_is_tried_at_another_target_and_a_refusal_is_not(
     one, two = signer_for(["acme"]), signer_for(["acme"])
     async with AsyncExitStack() as stack:
         targets = [(await stack.enter_async_context(served(s, parts)))[0] for s in (one, two)]
-        client = AsyncClient(targets, tls=tls, profile="acme", timeout=10)
+        client = AsyncClient(targets, tls=tls, profile="acme", timeout=10, connections=1)
         await stack.enter_async_context(client)
         one.faults.next_calls, two.faults.next_calls = [AWAY], [AWAY]
         with pytest.raises(Unavailable) as caught:
@@ -88,12 +88,14 @@ async def test_calls_go_where_fewest_are_outstanding(parts: Parts, tls: Tls) -> 
     slow.faults.delay = 30
     async with AsyncExitStack() as stack:
         targets = [(await stack.enter_async_context(served(s, parts)))[0] for s in (slow, fast)]
-        async with AsyncClient(targets, tls=tls, profile="acme", timeout=10) as client:
+        async with AsyncClient(
+            targets, tls=tls, profile="acme", timeout=10, connections=1
+        ) as client:
             await until(lambda: all(c.is_ready() for c in client._open()._connections))
-            stuck = [asyncio.create_task(client.sign_shaken(*CALL)) for _ in range(2)]
+            stuck = [asyncio.create_task(client.sign_many([GOOD])) for _ in range(2)]
             await until(lambda: slow.calls == 1)
             for _ in range(10):
-                await client.sign_shaken(*CALL)
+                await client.sign_many([GOOD])
             assert slow.calls == 1
             for task in stuck:
                 task.cancel()
@@ -122,14 +124,14 @@ async def test_a_connection_that_breaks_under_a_call_is_not_the_callers_concern(
     async with AsyncExitStack() as stack:
         first, server = await stack.enter_async_context(served(dying, parts))
         second, _ = await stack.enter_async_context(served(staying, parts))
-        client = AsyncClient([first, second], tls=tls, profile="acme", timeout=10)
+        client = AsyncClient([first, second], tls=tls, profile="acme", timeout=10, connections=1)
         await stack.enter_async_context(client)
         connections = client._open()._connections
         await until(lambda: all(c.is_ready() for c in connections))
-        calls = [asyncio.create_task(client.sign_shaken(*CALL)) for _ in range(6)]
+        calls = [asyncio.create_task(client.sign_many([GOOD])) for _ in range(6)]
         await until(lambda: dying.calls == 3)
         await server.stop(None)
-        assert all([isinstance(await call, Signed) for call in calls])
+        assert all([isinstance((await call)[0], Signed) for call in calls])
         assert staying.calls == 6
 
 
