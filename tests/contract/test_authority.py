@@ -6,7 +6,7 @@ import json
 import socket
 import traceback
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -507,6 +507,31 @@ async def test_an_sti_pa_is_reached_through_the_proxy_of_the_environment(
         async with opened() as authority:
             assert (await ask(authority)).expires == NOW + 3600
         assert between.tunnels
+
+
+async def test_every_path_of_the_api_can_be_another(sti_pa: StiPa, opened: Opened) -> None:
+    async with opened(token_path="/x/{id}/token") as authority:
+        with pytest.raises(PeerRefused):
+            await ask(authority, account_id="1234")
+    assert sti_pa.paths()[-2:] == ["/x/1234/token", "/api/v1/auth/logout"]
+    async with opened(ca_list_path="/x/list", logout_path="/x/logout") as authority:
+        await ask(authority)
+        with pytest.raises(PeerRefused):
+            await authority.trust_list(None, NOW)
+    assert sti_pa.paths()[-2:] == ["/x/list", "/x/logout"]
+    async with opened(login_path="/x/login") as authority:
+        with pytest.raises(PeerRefused):
+            await ask(authority)
+    assert sti_pa.paths()[-1] == "/x/login"
+
+
+@pytest.mark.parametrize(("seconds", "enough"), [(3600, True), (3601, False)])
+async def test_how_long_a_token_must_live_is_a_setting(
+    seconds: int, enough: bool, opened: Opened
+) -> None:
+    async with opened(min_token_seconds=seconds) as authority:
+        with nullcontext() if enough else pytest.raises(PeerRefused, match="are needed"):
+            await ask(authority)
 
 
 async def test_a_crl_that_the_sti_pa_has_elsewhere_is_the_operators_to_configure(
