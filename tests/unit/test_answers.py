@@ -41,7 +41,7 @@ def test_a_status_carries_reason_domain_metadata_and_next_step() -> None:
         "TN_INVALID", "It is no number.", next_step="Write digits.", field="orig"
     )
     status = rich_status(error)
-    assert status.message == "No number. Write digits."
+    assert status.message == "It is no number. Write digits."
     info = info_of(status)
     assert (info.reason, info.domain) == ("TN_INVALID", "kmsd")
     assert dict(info.metadata) == {"field": "orig", "next_step": "Write digits."}
