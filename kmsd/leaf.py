@@ -72,11 +72,16 @@ def p256(it: Candidate) -> str:
 
 
 def subject(it: Candidate) -> str:
-    """Exactly one C, O and CN; C as the trust domain has it. serialNumber is optional (CP v1.4)."""
+    """Exactly one C (ISO 3166, as the trust domain has it), O and CN.
+
+    serialNumber is optional since CP v1.4.
+    """
     for oid, name in _SUBJECT:
         if len(it.leaf.subject.get_attributes_for_oid(oid)) != 1:
             return f"its subject has not exactly one {name}"
     country = it.leaf.subject.get_attributes_for_oid(NameOID.COUNTRY_NAME)[0].value
+    if not re.fullmatch("[A-Z]{2}", str(country)):
+        return f"its subject's C is {country!r}, and no country code"
     if it.country and country != it.country:
         return f"its subject's C is {country!r}, not {it.country!r}"
     return ""

@@ -58,16 +58,22 @@ def _base64url(text: str) -> bytes:
     if not re.fullmatch(r"[A-Za-z0-9_-]*", text):
         raise ValueError("not base64url without padding (RFC 9448 section 3)")
     try:
-        return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+        der = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
     except binascii.Error as error:
         raise ValueError("not base64url without padding (RFC 9448 section 3)") from error
+    if base64.urlsafe_b64encode(der).decode("ascii").rstrip("=") != text:
+        raise ValueError("not base64url: there are stray bits at its end (RFC 4648 section 3.5)")
+    return der
 
 
 def _base64(text: str) -> bytes:
     try:
-        return base64.b64decode(text.encode("ascii"), validate=True)
+        der = base64.b64decode(text.encode("ascii"), validate=True)
     except (binascii.Error, UnicodeEncodeError) as error:
         raise ValueError("not base64 with padding") from error
+    if base64.b64encode(der).decode("ascii") != text:
+        raise ValueError("not base64: there are stray bits at its end (RFC 4648 section 3.5)")
+    return der
 
 
 def _tlv(tag: int, content: bytes) -> bytes:

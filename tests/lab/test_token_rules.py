@@ -110,6 +110,7 @@ LOWER = "SHA256 " + ":".join(["ab"] * 32)
         (atc(tktype="TnAuthList"), "tktype", "incorrectResponse"),
         (atc(tkvalue=b64(DER["567A"])), "tkvalue", "incorrectResponse"),
         (atc(tkvalue="MAigBhYEMTIzNA=="), "tkvalue", "incorrectResponse"),
+        (atc(tkvalue="MAigBhYEMTIzNB"), "tkvalue", "incorrectResponse"),
         (payload(exp=int(time.time()) - 5), "exp", "unauthorized"),
         (payload(nbf=int(time.time()) + 3600), "exp", "unauthorized"),
         (atc(fingerprint=LOWER), "fingerprint", "incorrectResponse"),

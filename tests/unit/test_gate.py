@@ -119,6 +119,11 @@ def test_other_trust_domains_have_other_countries_and_policies() -> None:
     assert accepted(leaf, country="", policy_oids=())
 
 
+def test_a_country_is_one_in_every_trust_domain() -> None:
+    leaf = WORLD.chain(subject=name(f"SHAKEN {SPC}", c="us"))
+    assert broken(leaf, country="") == "subject"
+
+
 def test_an_intermediate_may_use_p384_and_sha384() -> None:
     root = Ca.root(key=ec.generate_private_key(ec.SECP384R1()), hash=hashes.SHA384())
     ca = root.under(hash=hashes.SHA384())
