@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.bench.crew import Crew, crew
 from tests.bench.figures import Round, Row, Setup, row_of
-from tests.bench.stage import CORES, Server, echo, host, key_of, secsipidx, signers
+from tests.bench.stage import Server, cores, echo, host, key_of, secsipidx, signers
 from tests.system.signing_host import SigningHost
 
 SLOW_CALL = 0.002
@@ -71,7 +71,7 @@ def alternate(measurements: Sequence[Measurement], pace: Pace) -> None:
 def hsm_ceiling(stack: ExitStack, at: SigningHost) -> Measurement:
     """The HSM alone: a bare python-pkcs11 loop, one process a core."""
     setup = Setup(kind="hsm", hsm=key_of(at), environment=dict(at.hsm.environment))
-    return Measurement("hsm_ceiling", stack.enter_context(crew(setup, CORES)), None)
+    return Measurement("hsm_ceiling", stack.enter_context(crew(setup, cores())), None)
 
 
 def streams(load: Crew, server: Server, frame: int, name: str = "stream") -> Measurement:
@@ -81,7 +81,7 @@ def streams(load: Crew, server: Server, frame: int, name: str = "stream") -> Mea
 
 def callers(load: Crew, server: Server, number: int) -> Measurement:
     """`kmsd_client`: so many concurrent callers of single signatures, over all processes."""
-    each = [number // CORES + (index < number % CORES) for index in range(CORES)]
+    each = [len(range(index, number, cores())) for index in range(cores())]
     return Measurement(f"client_{number}", load, server, at_once=each)
 
 

@@ -39,7 +39,7 @@ def machine() -> dict[str, str | int | float]:
             break
     system = os.uname()
     return {
-        "cores": os.cpu_count() or 1,
+        "cores": len(os.sched_getaffinity(0)),
         "cpu": model,
         "system": f"{system.sysname} {system.release} {system.machine}",
         "load_before": os.getloadavg()[0],

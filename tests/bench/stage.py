@@ -23,7 +23,6 @@ from tests.bench.proc import connections, peak_mib
 from tests.system.programs import free_port, program, until
 from tests.system.signing_host import DAY, SigningHost
 
-CORES: Final = os.cpu_count() or 1
 CONNECTIONS: Final = 8
 """Of all load processes together."""
 
@@ -41,17 +40,17 @@ class Server:
         """Peak memory of the largest process."""
         return peak_mib(self.pids)
 
-    def crew(self, stack: ExitStack, kind: str, at_each: int = CONNECTIONS // CORES) -> Crew:
-        """One load process a core, connected to this."""
+    def crew(self, stack: ExitStack, kind: str, at_each: int = 0) -> Crew:
+        """One load process a core, connected to this. at_each: connections, if not the usual."""
         host = "localhost" if self.tls else "127.0.0.1"
         setup = Setup(
             kind=kind,
             target=f"{host}:{self.port}",
             tls=self.tls,
             profiles=self.profiles,
-            connections=max(1, at_each),
+            connections=at_each or max(1, CONNECTIONS // cores()),
         )
-        return stack.enter_context(crew(setup, CORES))
+        return stack.enter_context(crew(setup, cores()))
 
     def balanced(self, made: Crew, attempts: int = 40) -> Crew:
         """Has a crew connect anew until every process has as many connections, give or take one.
@@ -65,6 +64,11 @@ class Server:
                 break
             made.reconnect()
         return made
+
+
+def cores() -> int:
+    """How many cores there are for the bench: `taskset` gives it fewer."""
+    return len(os.sched_getaffinity(0))
 
 
 def profile_names(count: int) -> tuple[str, ...]:
@@ -111,8 +115,9 @@ def new_keys(hsm: settings.Hsm, count: int) -> list[tuple[str, str]]:
     return msgspec.json.decode(done.stdout, type=list[tuple[str, str]])
 
 
-def signers(stack: ExitStack, at: SigningHost, count: int = CORES) -> Server:
-    """Starts signers on a host and waits until they serve."""
+def signers(stack: ExitStack, at: SigningHost, count: int = 0) -> Server:
+    """Starts signers on a host, one a core if not said otherwise; waits until they serve."""
+    count = count or cores()
     running = [stack.enter_context(at.signer(index)) for index in range(1, count + 1)]
     for index in range(1, count + 1):
         at.until_serving(index)
@@ -124,7 +129,7 @@ def echo(stack: ExitStack, folder: Path) -> Server:
     port = free_port()
     running = [
         stack.enter_context(program(folder / "echo.log", "tests.bench.echo", str(port)))
-        for _ in range(CORES)
+        for _ in range(cores())
     ]
     return Server(port, [one.pid for one in running])
 
