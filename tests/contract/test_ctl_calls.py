@@ -17,7 +17,7 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from kmsd import passport
-from kmsd.answers import rich_status
+from kmsd.answers import refusal
 from kmsd.ctl import chainfetch, main
 from kmsd.ctl.invocation import Invocation
 from kmsd.errors import Denied, KmsdError, PeerRefused
@@ -40,19 +40,18 @@ class Signer(signing_pb2_grpc.SigningServicer):
         self.asked: list[signing_pb2.SignRequest] = []
         self.refusal: KmsdError | None = None
 
-    def Sign(self, request: signing_pb2.SignRequest, context: Any) -> signing_pb2.SignResponse:
-        self.asked.append(request)
-        if self.refusal:
-            status = rich_status(self.refusal)
-            details = (("grpc-status-details-bin", status.SerializeToString()),)
-            context.set_trailing_metadata(details)
-            context.abort(getattr(grpc.StatusCode, self.refusal.code), status.message)
-        signed = signing_pb2.Signed(identity=IDENTITY)
-        result = signing_pb2.SignResult(signed=signed)
-        return signing_pb2.SignResponse(sequence=request.sequence, results=[result], epoch=1)
-
-    def SignStream(self, requests: Any, context: Any) -> Any:
+    def Sign(self, request: Any, context: Any) -> Any:
         raise NotImplementedError
+
+    def SignStream(
+        self, request_iterator: Iterator[signing_pb2.SignRequest], context: Any
+    ) -> Iterator[signing_pb2.SignResponse]:
+        for request in request_iterator:
+            self.asked.append(request)
+            result = signing_pb2.SignResult(signed=signing_pb2.Signed(identity=IDENTITY))
+            if self.refusal:
+                result = signing_pb2.SignResult(refusal=refusal(self.refusal))
+            yield signing_pb2.SignResponse(sequence=request.sequence, results=[result], epoch=1)
 
     def WatchCredentials(self, request: Any, context: Any) -> Any:
         raise NotImplementedError
