@@ -74,8 +74,8 @@ class Anchors:
             )
         return Material(trust_list, crl)
 
-    async def crl_location(self, authority: str) -> tuple[str, str]:
-        """URL and issuer (RFC 4514 text) of the CRL, for a CSR's CRL distribution point."""
+    async def crl_issuer(self, authority: str) -> str:
+        """Who issues the CRL (RFC 4514 text), for a CSR's CRL distribution point."""
         crl = (await self.material(authority)).crl
         if crl is None:
             raise Unavailable(
@@ -83,8 +83,7 @@ class Anchors:
                 f"There is no CRL of {authority} yet, and this STI-CA wants its issuer in the CSR.",
                 next_step="The keeper tries again by itself; `kmsd check` tests the STI-PA now.",
             )
-        issuer = x509.load_der_x509_crl(crl.der).issuer.rfc4514_string()
-        return self._counterparts.authority(authority).crl_url, issuer
+        return x509.load_der_x509_crl(crl.der).issuer.rfc4514_string()
 
     async def refresh(self, authority: str) -> None:
         """Fetches what is due. Never raises: what went wrong is in `trouble`."""

@@ -140,12 +140,10 @@ class Steps:
         name = profile.issuers[0]
         rules = self._configuration.issuers[name].resolved()
         token = await self._spc_token(credential, name)
-        not_before = self._clock() if rules.validity_days else None
+        # No notBefore: it would be past when it arrives, and some STI-CAs date leaves back.
         not_after = self._clock() + rules.validity_days * DAY if rules.validity_days else None
         async with self._counterparts.issuer(credential.profile, name) as (acme, _):
-            order = await acme.new_order(
-                tnauthlist.spc_list(profile.spc), not_before=not_before, not_after=not_after
-            )
+            order = await acme.new_order(tnauthlist.spc_list(profile.spc), not_after=not_after)
         self._tokens[credential.id] = token
         return do.OrderPlaced(name, order.url)
 
@@ -184,9 +182,10 @@ class Steps:
     ) -> Outcome:
         profile = self._profile(credential)
         rules = self._configuration.issuers[issuer].resolved()
-        crl_url = crl_issuer = ""
-        if rules.csr_crldp is not CsrCrldp.NONE:
-            crl_url, crl_issuer = await self._anchors.crl_location(profile.authority)
+        crl_url = self._counterparts.authority(profile.authority).crl_url
+        crl_issuer = ""
+        if rules.csr_crldp is CsrCrldp.URI_AND_ISSUER:
+            crl_issuer = await self._anchors.crl_issuer(profile.authority)
 
         def made(hsm: Hsm) -> bytes:
             return certs.build_csr(

@@ -81,7 +81,7 @@ class IssuerRules(Settings, frozen=True):
     poll_target: PollTarget = PollTarget.AUTHORIZATION
     chain_media_types: tuple[str, ...] = ("application/pem-certificate-chain",)
     validity_days: int = 0
-    """Lifetime asked for with notBefore/notAfter in newOrder; 0: leave it to the STI-CA."""
+    """Lifetime asked for with notAfter in newOrder; 0: leave it to the STI-CA."""
 
 
 PRESETS: dict[str, IssuerRules] = {

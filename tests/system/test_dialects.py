@@ -5,6 +5,7 @@ And the STI-PA's dialects, with an SPC token that a person brings in a file inst
 
 import re
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,7 @@ PAS: dict[str, tuple[Table, Table]] = {
     "open": ({}, {"pa_list_needs_login": False, "crl_der": True}),
 }
 """STI-PAs: the settings of an authority, and what the lab is switched to."""
-SPCS = ["1234", *(f"{number}X" for number in range(101, 101 + len(DIALECTS) + len(PAS)))]
+SPCS = ["1234", *(f"{number}X" for number in range(101, 102 + len(DIALECTS) + len(PAS)))]
 
 
 @pytest.fixture(scope="module")
@@ -67,13 +68,14 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 def room(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeyRoom]:
     """One deployment with an issuer for each preset and an authority for each STI-PA."""
     issuers: dict[str, Table] = {preset: {"preset": preset} for preset in DIALECTS}
+    issuers["particular"] = {"rules": {"csr_crldp": "uri", "validity_days": 30}}
     issuers["martini"] |= {"eab_key_id": lab.facts.eab_kid, "eab_mac_key": lab.facts.eab_mac_file}
     room = KeyRoom(
         tmp_path_factory.mktemp("room"),
         lab,
         profiles={preset: {"issuers": [preset]} for preset in DIALECTS}
         | {name: {"authority": name} for name in PAS}
-        | {"mistaken": {"issuers": ["rfc"]}},
+        | {"mistaken": {"issuers": ["rfc"]}, "particular": {"issuers": ["particular"]}},
         issuers=issuers,
         authorities={"plain": {}} | {name: settings for name, (settings, _) in PAS.items()},
     )
@@ -113,6 +115,13 @@ def test_a_profile_is_enrolled_with_an_sti_pa_that_is(
     lab.set(**PAS[authority][1])
     room.enrolled(authority)
     room.sign(authority)
+
+
+def test_a_lifetime_and_the_url_of_the_crl_can_be_asked_for(room: KeyRoom, lab: Lab) -> None:
+    active = room.enrolled("particular")
+    leaf = x509.load_pem_x509_certificates(judges.fetch(lab, active["x5u"]).content)[0]
+    lifetime = leaf.not_valid_after_utc - leaf.not_valid_before_utc
+    assert abs(lifetime - timedelta(days=30)) < timedelta(minutes=1)
 
 
 def test_the_wrong_dialect_is_refused_in_the_sti_cas_own_words(room: KeyRoom, lab: Lab) -> None:
