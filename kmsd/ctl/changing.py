@@ -112,7 +112,8 @@ def revoke(
 def destroy(context: typer.Context, credential: _Credential, yes: _Yes = False) -> int:
     """Schedule the destruction of the key of a retired or failed credential.
 
-    One that is still on its way is given up first, so that its profile can begin anew. Until the time that is shown, `kmsctl restore` takes it back; after that the key is gone
+    One that is still on its way is given up first, so that its profile can begin anew.
+    Until the time that is shown, `kmsctl restore` takes it back; after that the key is gone
     from the HSM for good. A key that a profile signs with is never destroyed.
 
     \b
