@@ -35,7 +35,7 @@ def demo(elsewhere: Path, *words: str, **how: int) -> Iterator["Popen[str]"]:
     try:
         yield child
     finally:
-        child.kill()
+        child.terminate()
         child.communicate()
 
 
@@ -57,12 +57,11 @@ def top(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def begun(child: "Popen[str]", elsewhere: Path) -> Path:
-    """The temporary folder of a demo, as soon as both of its processes run."""
+    """The temporary folder of a demo, as soon as `kmsd run` has begun to start processes."""
 
     def running() -> bool:
         assert child.poll() is None, child.communicate()
-        words = processes_of(elsewhere).values()
-        return any("kmsd.lab" in each for each in words) and any("keeper" in each for each in words)
+        return any(log.stat().st_size for log in elsewhere.glob("*/kmsd.log"))
 
     until("the demo's processes run", running, 30)
     (folder,) = elsewhere.glob("kmsd-demo-*")
