@@ -25,8 +25,6 @@ DOWN = Unavailable("STI_PA_DOWN", "The STI-PA does not answer.")
 class Peer:
     """An STI-PA whose lists have the number of the fetch, and that can be taken down."""
 
-    crl_url = "https://pa.example.org/crl"
-
     def __init__(self) -> None:
         self.list_trouble: KmsdError | None = None
         self.crl_trouble: KmsdError | None = None
@@ -161,14 +159,14 @@ async def test_the_last_good_material_survives_a_restart(keeper: Keeper) -> None
     assert await keeper.sequence() == 1
 
 
-async def test_a_csr_gets_the_place_and_the_issuer_of_the_crl(keeper: Keeper) -> None:
+async def test_a_csr_gets_the_issuer_of_the_crl(keeper: Keeper) -> None:
     keeper.peer.crl_trouble = DOWN
     with pytest.raises(Unavailable) as missing:
-        await keeper.anchors.crl_location("pa")
+        await keeper.anchors.crl_issuer("pa")
     assert missing.value.reason == "CRL_MISSING"
     keeper.peer.crl_trouble = None
     issuer = ROOT.certificate.subject.rfc4514_string()
-    assert await keeper.anchors.crl_location("pa") == (Peer.crl_url, issuer)
+    assert await keeper.anchors.crl_issuer("pa") == issuer
 
 
 async def test_an_expired_crl_is_not_asked_for_by_everybody_either(keeper: Keeper) -> None:
