@@ -33,6 +33,8 @@ from kmsd.views import (
 )
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Admin"].full_name
+HSM_PATIENCE = 5.0
+"""Seconds that a status waits for the HSM: a call that hangs cannot be cancelled."""
 REVOCATION_REASONS = frozenset({0, 1, 3, 4, 5})
 """RFC 5280 section 5.3.1 codes that a subscriber may give."""
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -123,7 +125,8 @@ class Admin(admin_pb2_grpc.AdminServicer):
 
     async def Revoke(self, request: pb.RevokeRequest, context: Context) -> pb.Credential:
         try:
-            return credential_message(await self._revoke(request))
+            # To its end even when the caller leaves: what the STI-CA took must be stored.
+            return credential_message(await asyncio.shield(self._revoke(request)))
         except KmsdError as error:
             log.warning("revoke_refused", credential=request.credential, reason=error.reason)
             await abort(context, error)
@@ -227,9 +230,16 @@ class Admin(admin_pb2_grpc.AdminServicer):
     async def _hsm_status(self) -> pb.HsmStatus:
         message = pb.HsmStatus(token=self._configuration.hsm.token)
         try:
-            info, inventory = await self._hsm(lambda hsm: (hsm.info, hsm.inventory()))
+            async with asyncio.timeout(HSM_PATIENCE):
+                info, inventory = await self._hsm(lambda hsm: (hsm.info, hsm.inventory()))
         except KmsdError as error:
             message.trouble = str(error)
+            return message
+        except TimeoutError:
+            message.trouble = (
+                f"The HSM has not answered for {HSM_PATIENCE:.0f} s. If that lasts, only a new "
+                "process helps: systemctl restart kmsd-keeper"
+            )
             return message
         message.usable = True
         message.serial = info.serial
