@@ -42,7 +42,7 @@ class AsyncClient:
     """Signs PASSporTs at kmsd signers.
 
     targets: one address or several of signers that may sign alike: "host:port", "unix:/path",
-        "dns:///name:port" (every address of the name is used).
+        "dns:///name:port" (each connection goes to one of its addresses).
     tls: who the caller is; None means plaintext and is for loopback and Unix sockets only.
     profile: whom to sign for where a call does not say.
     timeout: seconds for each call where it does not say; covers connecting and other targets.

@@ -16,8 +16,12 @@ StreamCall: TypeAlias = grpc.aio.StreamStreamCall[bytes, pb.SignResponse]
 HealthCall: TypeAlias = grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
 
 OPTIONS: Final[tuple[tuple[str, str | int], ...]] = (
-    # Every address a name has is used, and each reconnects by itself when it is lost.
-    ("grpc.lb_policy_name", "round_robin"),
+    # One of a name's addresses, by chance, so that many connections and many clients spread over
+    # them; another one when that fails. (round_robin would connect each channel to all of them.)
+    (
+        "grpc.service_config",
+        '{"loadBalancingConfig": [{"pick_first": {"shuffleAddressList": true}}]}',
+    ),
     # gRPC waits up to two minutes before it tries a lost signer again; a restart takes one second.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),

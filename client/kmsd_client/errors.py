@@ -16,10 +16,12 @@ class SigningError(Exception):
 
     reason: for programs, UPPER_SNAKE_CASE and stable. The signer's own where it gave one
         (google.rpc.ErrorInfo of domain "kmsd", `Refusal.reason`), else the name of the gRPC
-        status ("UNAVAILABLE", "INTERNAL", ...), else "BAD_ANSWER" or "CLOSED" from this client.
+        status ("UNAVAILABLE", "INTERNAL", ...), else one of this client: "BAD_ANSWER", "CLOSED",
+        "CLIENT_QUEUE_FULL", "SIGNER_SILENT".
     message: for people: what is wrong and what to do next.
     metadata: further facts for programs, text to text: which field, which limit.
-    retry_after: seconds the signer asked to wait (google.rpc.RetryInfo), 0.0 when it did not say.
+    retry_after: seconds the signer asked to wait (google.rpc.RetryInfo, or the refusal's
+        `retry_after_seconds`), 0.0 when it did not say.
     """
 
     def __init__(
@@ -57,4 +59,4 @@ class DeadlineExceeded(SigningError):
 
 
 class Overloaded(SigningError):
-    """The signer is over capacity, or this caller over its limit: send less, wait `retry_after`."""
+    """The signer, or this client's queue, is over capacity: send less, wait `retry_after`."""

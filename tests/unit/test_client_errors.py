@@ -85,6 +85,17 @@ def test_a_refusal_in_an_answer_keeps_reason_sentence_and_facts() -> None:
     assert error.metadata == {"field": "orig"}
 
 
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("0.05", 0.05), ("2", 2.0), ("-1", 0.0), ("nan", 0.0), ("inf", 0.0), ("soon", 0.0), ("", 0.0)],
+)
+def test_a_refusal_in_an_answer_says_how_long_to_wait(text: str, seconds: float) -> None:
+    refusal = pb.Refusal(code=8, reason="OVERLOADED", metadata={"retry_after_seconds": text})
+    error = error_of_refusal(refusal)
+    assert isinstance(error, Overloaded)
+    assert error.retry_after == seconds
+
+
 def test_error_info_and_retry_info_are_read_in_any_order_among_others() -> None:
     retry = RetryInfo(retry_delay=Duration(seconds=1, nanos=250_000_000))
     for details in (status(info(), retry, Help()), status(Help(), retry, info())):

@@ -21,6 +21,15 @@ def test_a_client_needs_a_target_and_a_sensible_timeout(kind: Any) -> None:
             kind("host:1", tls=None, timeout=timeout)
 
 
+@pytest.mark.parametrize("kind", [AsyncClient, Client])
+@pytest.mark.parametrize("option", ["connections", "frame_items", "queue_items"])
+def test_a_limit_is_a_whole_number_and_not_absurd(kind: Any, option: str) -> None:
+    for value in (0, -1, 1.5, "4", None, 10**9):
+        with pytest.raises(ValueError, match=option):
+            kind("host:1", tls=None, **{option: value})
+    kind("host:1", tls=None, **{option: 1})
+
+
 def test_plaintext_is_never_what_somebody_forgot_to_say() -> None:
     with pytest.raises(TypeError, match="tls"):
         AsyncClient("host:1")  # type: ignore[call-arg]

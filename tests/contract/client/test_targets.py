@@ -1,7 +1,11 @@
 """Deadlines, several targets, retries, health and the end of a client."""
 
 import asyncio
+import os
+import subprocess
+import sys
 from contextlib import AsyncExitStack
+from dataclasses import replace
 
 import pytest
 from kmsd_client import AsyncClient, DeadlineExceeded, Denied, Signed, Tls, Unavailable
@@ -135,6 +139,33 @@ async def test_a_connection_that_breaks_under_a_call_is_not_the_callers_concern(
         assert staying.calls == 6
 
 
+async def test_one_name_with_several_addresses_is_several_signers(parts: Parts, tls: Tls) -> None:
+    named = replace(tls, server_name="localhost")
+    one, two = signer_for(["acme"]), signer_for(["acme"])
+    one.faults.delay = two.faults.delay = 0.002
+    async with AsyncExitStack() as stack:
+        first, server = await stack.enter_async_context(served(one, parts))
+        second, _ = await stack.enter_async_context(served(two, parts))
+        name = f"ipv4:{first},{second}"  # what a DNS name becomes
+        client = AsyncClient(
+            name, tls=named, profile="acme", timeout=10, connections=20, frame_items=1
+        )
+        await stack.enter_async_context(client)
+
+        async def calling() -> None:
+            while not over.is_set():
+                await client.sign_shaken(*CALL)
+
+        over = asyncio.Event()
+        callers = [asyncio.create_task(calling()) for _ in range(40)]
+        await until(lambda: one.calls > 5 and two.calls > 5)
+        await server.stop(None)
+        before = two.calls
+        await until(lambda: two.calls > before + 20)
+        over.set()
+        await asyncio.gather(*callers)
+
+
 async def test_a_signer_that_does_not_serve_is_not_healthy(
     client: AsyncClient, signer: SoftwareSigner
 ) -> None:
@@ -193,3 +224,39 @@ def test_a_client_of_another_event_loop_says_so(nobody: str) -> None:
         asyncio.run(sign())
     with pytest.raises(RuntimeError, match="event loop"):
         asyncio.run(sign())
+
+
+def test_a_client_in_the_child_of_a_fork_says_so(nobody: str) -> None:
+    program = f"""
+import asyncio, os
+from kmsd_client import AsyncClient, Unavailable
+
+def sign():
+    return client.sign_shaken("12155550112", "12155550113", "A")
+
+async def main():
+    try:
+        await sign()
+    except Unavailable:
+        pass
+    child = os.fork()
+    if child == 0:  # the parent's coroutine goes on here, where no event loop runs
+        try:
+            sign().send(None)
+        except RuntimeError as error:
+            os._exit(17 if "fork" in str(error) else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 17
+    await client.close()
+
+client = AsyncClient({nobody!r}, tls=None)
+asyncio.run(main())
+"""
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env=os.environ | {"GRPC_ENABLE_FORK_SUPPORT": "0"},
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
