@@ -233,10 +233,12 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
         "from kmsd.repository import Repository\n"
         "from kmsd.settings import Repository as Settings\n"
         "repository = Repository(Settings(url=sys.argv[1], public_url='https://cr.example/'))\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
+        "most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, most))\n"
         "try:\n"
         "    asyncio.run(repository.publish(sys.argv[2], sys.stdin.read()))\n"
         "except Unavailable as error:\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))\n"
         "    sys.exit(error.reason)\n"
     )
     done = subprocess.run(
