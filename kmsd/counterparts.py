@@ -54,9 +54,7 @@ class Counterparts:
     async def open(self) -> None:
         """Reads the secrets and roots of every authority. Raises Misconfigured."""
         for name, settings in self._configuration.authorities.items():
-            password = ""  # none is needed where tokens come from a file
-            if settings.password:
-                password = ""
+            password = ""
             if settings.password:  # none is needed where SPC tokens come from a file
                 password = secret(settings.password, f"authorities.{name}.password")
             root = await asyncio.to_thread(_root, name, settings.root)
