@@ -7,7 +7,7 @@ store says what should be; the keyring is brought in line with it when the keepe
 import asyncio
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from kmsd.errors import Unavailable
@@ -56,8 +56,7 @@ class Switch:
 
     async def withdraw(self, credential: Credential) -> None:
         """No signer signs with the credential any more. Raises Unavailable as `activate`."""
-        if self.holds(credential):
-            await self._write([], [credential.profile])
+        await self._write([], [credential.profile], only_if=lambda: self.holds(credential))
         await self._acknowledged(self._writer.epoch)
 
     async def reconcile(self, credentials: Iterable[Credential]) -> None:
@@ -83,9 +82,16 @@ class Switch:
         if changed or gone:
             await self._write(changed, gone)
 
-    async def _write(self, entries: list[Entry], gone: list[str]) -> None:
+    async def _write(
+        self,
+        entries: list[Entry],
+        gone: list[str],
+        only_if: Callable[[], bool] = lambda: True,
+    ) -> None:
         def write() -> None:
             with self._turn:
+                if not only_if():  # asked now: another switch may have been before this one
+                    return
                 epoch = self._store.next_epoch(after=self._writer.epoch)
                 self._writer.switch(epoch, entries, gone)
 

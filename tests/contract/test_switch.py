@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -162,6 +163,28 @@ async def test_withdrawing_takes_only_what_is_in_use(host: Host) -> None:
     epoch = one.epoch
     await one.withdraw(active(1))
     assert one.epoch == epoch
+
+
+async def test_withdrawing_a_former_credential_spares_the_one_that_is_just_switched_to(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = host.switch()
+    await one.activate(published(1))
+    next_epoch, begun, let = host.store.next_epoch, threading.Event(), threading.Event()
+
+    def slow(*, after: int) -> int:
+        begun.set()
+        assert let.wait(10)
+        return next_epoch(after=after)
+
+    monkeypatch.setattr(host.store, "next_epoch", slow)
+    switching = asyncio.create_task(one.activate(published(2)))
+    await asyncio.to_thread(begun.wait, 10)
+    withdrawing = asyncio.create_task(one.withdraw(active(1)))
+    await asyncio.sleep(0)  # it has looked, where it looks before its turn
+    let.set()
+    await asyncio.gather(switching, withdrawing)
+    assert host.written() == {"acme": f"{2:016x}"}
 
 
 async def test_epochs_go_on_after_a_restart_and_after_a_lost_keyring(host: Host) -> None:
