@@ -138,11 +138,14 @@ class Keeper:
         return await self.apply(credential, RestoreAsked(), "restore")
 
     async def revoked(self, credential: Credential, revocation: Revocation) -> Credential:
-        """Stores that the STI-CA took a revocation; an active one signs no more.
+        """Stores that the STI-CA took a revocation; an active one signs no more, and one on its
+        way never will.
 
         Raises Unavailable (SIGNER_BEHIND, and as the keyring's): it is stored, and asking again
         finishes it.
         """
+        # As it is now: while the STI-CA was asked, it may have become active or been retired.
+        credential = await asyncio.to_thread(self._store.credential, credential.id)
         if credential.revocation is None:
             credential = replace(credential, revocation=revocation)
             if isinstance(credential.state, Active):
@@ -158,6 +161,8 @@ class Keeper:
             credential = await asyncio.to_thread(self._store.save, credential, what)
         # After it is stored: a keeper that dies here withdraws it when it starts.
         await self._switch.withdraw(credential)
+        if isinstance(credential.state, ON_THE_WAY):
+            self._movers.insist(credential.id)
         return credential
 
     async def apply(self, credential: Credential, outcome: Outcome, verb: str) -> Credential:

@@ -142,27 +142,31 @@ class Movers:
 
     async def _move(self, credential_id: str) -> None:
         """Perform, advance, persist, repeat, until there is nothing to do but wait."""
+        insisted = False
         while True:
             try:
                 credential = await asyncio.to_thread(self._store.credential, credential_id)
-                if credential_id in self._unwanted and self._may_end(credential):
+                if self._is_unwanted(credential) and self._may_end(credential):
                     await self._persist(credential, self._given_up(credential), "GiveUp")
                     return
-                action = next_action(credential, self._clock())
+                due = replace(credential, trouble=None) if insisted else credential
+                insisted = False
+                action = next_action(due, self._clock())
                 if isinstance(action, Wait):
                     if not isinstance(credential.state, ON_THE_WAY):
                         return
-                    if not await self._woken(credential_id, action.until):
-                        continue
-                    if credential_id in self._unwanted:
-                        continue
-                    action = next_action(replace(credential, trouble=None), self._clock())
+                    insisted = await self._woken(credential_id, action.until)
+                    continue  # it is read again: it may have been revoked meanwhile
                 async with self._slots:
                     outcome = await self._perform(credential, action)
                 await self._persist(credential, outcome, type(action).__name__)
             except KmsdError as error:  # the store: nothing was changed, the step is repeated
                 log.error("not_stored", credential=credential_id, reason=error.reason)
                 await asyncio.sleep(5)
+
+    def _is_unwanted(self, credential: Credential) -> bool:
+        """Somebody gave it up, or its certificate was revoked before it was active."""
+        return credential.id in self._unwanted or credential.revocation is not None
 
     def _may_end(self, credential: Credential) -> bool:
         """On its way, and no signer was told to sign with it yet."""

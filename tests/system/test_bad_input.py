@@ -253,6 +253,22 @@ def test_an_enrollment_that_leads_nowhere_is_given_up_by_destroying_it(
     assert room.rotated()["id"] != coming["id"]
 
 
+def test_a_certificate_that_is_revoked_on_its_way_is_never_signed_with(
+    room: KeyRoom, lab: Lab
+) -> None:
+    active = room.profile()["active"]
+    lab.set(cr="missing")
+    room.begun()
+    until("it waits", lambda: room.trouble().get("reason") == "X5U_NOT_SERVED")
+    coming = room.profile()["coming"]
+    assert room.kmsctl("revoke", coming["id"], "--reason", "superseded", "--yes").code == 0
+    lab.reset()
+    until("it has ended", lambda: room.state_of(coming["id"]) not in ("issued", "published"))
+    assert room.state_of(coming["id"]) in ("failed", "destroyed")
+    _goes_on_signing_with(active, room)
+    assert room.rotated()["id"] != coming["id"]
+
+
 @needs_mount
 def test_a_full_disk_under_the_repository_publishes_nothing_and_heals(
     room: KeyRoom, lab: Lab
