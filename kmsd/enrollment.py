@@ -296,8 +296,8 @@ def _after(credential: Credential, outcome: Outcome, now: int) -> State:
             return Destroyed(
                 credential.key_id, now, birth_of(state), certificate_of(state), x5u_of(state)
             )
-        case state, _:
-            raise WrongOutcome(f"{type(outcome).__name__} in {type(state).__name__}")
+        case _:
+            raise WrongOutcome(f"{type(outcome).__name__} in {type(credential.state).__name__}")
 
 
 def _failed(state: State, ended: Ended, now: int) -> Failed:
