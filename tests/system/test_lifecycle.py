@@ -12,10 +12,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack, aclosing, contextmanager
 from pathlib import Path
 
+import grpc
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
 from kmsd_client import ActiveCredential, Refused, Synced, Withdrawn
 
 from kmsd.lab import Lab, running_lab
@@ -127,6 +132,24 @@ def test_what_was_made_can_be_read_back_down_to_the_origin_of_its_key(
     assert [one["alive"] for one in status["signers"]] == [True, True]
     assert {one["epoch"] for one in status["signers"]} == {status["epoch"]}
     assert not [alarm for alarm in status["alarms"] if alarm["subject"] == "acme"]
+
+
+def test_health_and_reflection_are_on_at_signer_and_keeper(room: KeyRoom, lab: Lab) -> None:
+    files = lab.tls.client("as1")
+    mutual = grpc.ssl_channel_credentials(
+        files.ca.read_bytes(), files.key.read_bytes(), files.certificate.read_bytes()
+    )
+    for service, channel in (
+        ("kmsapi.v1.Signing", grpc.secure_channel(room.target, mutual)),
+        ("kmsapi.v1.Admin", grpc.insecure_channel(f"unix:{room.run}/keeper.sock")),
+    ):
+        with channel:
+            check = health_pb2.HealthCheckRequest(service=service)
+            said = health_pb2_grpc.HealthStub(channel).Check(check, timeout=10)
+            assert said.status == health_pb2.HealthCheckResponse.SERVING
+            reflected = ProtoReflectionDescriptorDatabase(channel)
+            assert service in reflected.get_services()
+            assert reflected.FindFileContainingSymbol(service).package == "kmsapi.v1"
 
 
 def test_people_read_the_same_in_tables(room: KeyRoom) -> None:
