@@ -14,7 +14,6 @@ from kmsd.errors import KmsdError, NotFound
 from kmsd.keyring import Delta, Entry, Snapshot
 from kmsd.lanes import Handles, Lanes
 
-PPTS = ("shaken", "base", "div", "rph", "rcd")
 WATCHER_BACKLOG = 10_000
 LOOKED_FOR_AT_ONCE = 16
 """Missing keys that one `look_again` searches for: each search may cost the lanes 30 ms."""
@@ -24,17 +23,25 @@ LOST: Change = (-1, None, "")
 
 
 class Key:
-    """One entry, its key in every lane, and its protected headers encoded for each PASSporT type.
+    """One entry, its key in every lane, and its protected headers, encoded once for each PASSporT
+    type it signs (few profiles sign more than shaken, and there may be ten thousand).
 
     Raises KmsdError when its x5u cannot stand in a header.
     """
 
-    __slots__ = ("entry", "handles", "headers")
+    __slots__ = ("_headers", "entry", "handles")
 
     def __init__(self, entry: Entry, handles: Handles) -> None:
         self.entry = entry
         self.handles = handles
-        self.headers = {ppt: passport.header_segment(ppt, entry.x5u) for ppt in PPTS}
+        self._headers = {"shaken": passport.header_segment("shaken", entry.x5u)}
+
+    def header(self, ppt: str) -> str:
+        """The encoded protected header of a type; `base` for none."""
+        header = self._headers.get(ppt)
+        if header is None:
+            header = self._headers[ppt] = passport.header_segment(ppt, self.entry.x5u)
+        return header
 
 
 class Live:

@@ -218,7 +218,7 @@ class Frame:
 
     def add(self, ppt: str, payload: str, origid: str) -> None:
         """One more PASSporT to sign."""
-        signed = passport.signing_input(self._key.headers[ppt], payload)
+        signed = passport.signing_input(self._key.header(ppt), payload)
         self._digests.append(sha256(signed).digest())
         self.outcomes.append((ppt, payload, origid))
 
@@ -235,7 +235,7 @@ class Frame:
     async def signed(self) -> SignResponse:
         """The answer. Raises Unavailable when the HSM is lost."""
         signatures = iter(await self._signing if self._signing is not None else ())
-        headers, x5u = self._key.headers, self._key.entry.x5u
+        header, x5u = self._key.header, self._key.entry.x5u
         response = SignResponse(sequence=self.sequence, epoch=self.epoch)
         add = response.results.add
         for outcome in self.outcomes:
@@ -244,7 +244,7 @@ class Frame:
                 continue
             ppt, payload, origid = outcome
             signed = add().signed
-            signed.identity = passport.identity(headers[ppt], payload, next(signatures), x5u, ppt)
+            signed.identity = passport.identity(header(ppt), payload, next(signatures), x5u, ppt)
             signed.origid = origid
         return response
 
