@@ -30,7 +30,7 @@ class Profile(Settings, frozen=True):
     """Service provider code: digits and upper-case letters (ATIS-1000080 6.4.1)."""
     authority: str
     issuers: tuple[str, ...]
-    """Names of STI-CAs, the preferred one first."""
+    """Names of STI-CAs; new certificates come from the first one."""
     account_id: str = ""
     """Our account at the STI-PA for this SPC; empty: the SPC itself."""
     subject: Subject = Subject()
