@@ -135,6 +135,8 @@ class Keeper:
         """Takes a scheduled destruction back. Raises Precondition."""
         if not isinstance(credential.state, Doomed):
             raise wrong_state(credential, "restored", "Its destruction is not scheduled.")
+        if self._clock() >= credential.state.destroy_at:  # the key may be gone already
+            raise wrong_state(credential, "restored", "The time for that is over.")
         return await self.apply(credential, RestoreAsked(), "restore")
 
     async def revoked(self, credential: Credential, revocation: Revocation) -> Credential:
@@ -193,3 +195,7 @@ class Keeper:
             if isinstance(plan(now, by_profile[profile], settings.policy), Renew):
                 log.info("renewal_due", profile=profile)
                 await self.begin(profile, rotate=True)
+        for credential in credentials:
+            # Its withdrawal failed when it was revoked (a full disk, a signer that hung).
+            if credential.revocation is not None and self._switch.holds(credential):
+                await self._switch.withdraw(credential)

@@ -56,7 +56,8 @@ def busy(credential: Credential) -> Unavailable:
     """It is given up, but not yet."""
     return Unavailable(
         "CREDENTIAL_BUSY",
-        f"Credential {credential.id} is in the middle of a step; it is given up right after it.",
+        f"Credential {credential.id} is in the middle of a step; it is given up right after it, "
+        "unless that step makes it active.",
         next_step=f"See it: kmsctl credential {credential.id}",
         credential=credential.id,
     )

@@ -95,7 +95,12 @@ class Signing(signing_pb2_grpc.SigningServicer):
         async def read() -> None:
             try:
                 async for request in request_iterator:
-                    await frames.put(self._begun(request, peer))
+                    frame = self._begun(request, peer)
+                    try:
+                        await frames.put(frame)
+                    except asyncio.CancelledError:  # its caller has gone
+                        _drop(frame)
+                        raise
             finally:
                 await frames.put(None)
 
@@ -106,8 +111,7 @@ class Signing(signing_pb2_grpc.SigningServicer):
         finally:
             reader.cancel()
             while not frames.empty():  # of a caller who has gone
-                if isinstance(frame := frames.get_nowait(), Frame):
-                    frame.drop()
+                _drop(frames.get_nowait())
         await reader
 
     async def WatchCredentials(
@@ -259,6 +263,11 @@ def identities(context: Context) -> list[str]:
         dns_names=facts.get("peer_dns", ()),
         common_names=facts.get("x509_common_name", ()),
     )
+
+
+def _drop(frame: "Frame | SignResponse | None") -> None:
+    if isinstance(frame, Frame):
+        frame.drop()
 
 
 async def _answered(frame: Frame) -> SignResponse:

@@ -67,6 +67,8 @@ class Switch:
         """
         wanted: dict[str, Entry] = {}
         for credential in credentials:
+            if credential.revocation is not None:
+                continue  # whatever it was about to become: nothing is signed with it
             match credential.state:
                 case Active():
                     wanted.setdefault(credential.profile, entry_of(credential))

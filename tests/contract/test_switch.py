@@ -23,6 +23,7 @@ from kmsd.model import (
     New,
     Published,
     Retired,
+    Revocation,
     State,
 )
 from kmsd.presence import NOT_SERVING, TOO_MANY, Acknowledgement, Presence
@@ -276,3 +277,10 @@ def test_only_what_has_a_public_chain_can_be_signed_with() -> None:
 
 def _disk_full(descriptor: int) -> None:
     raise OSError(28, "No space left on device")
+
+
+async def test_a_revoked_credential_is_not_brought_back_by_a_restart(host: Host) -> None:
+    await host.switch().reconcile([active(1)])
+    revoked = replace(active(1), revocation=Revocation(at=5, reason=1))
+    await host.switch().reconcile([revoked])
+    assert keyring.read(host.folder / "keyring").entries == ()

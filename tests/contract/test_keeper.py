@@ -1,0 +1,82 @@
+"""The keeper's own decisions, on a real store and a real keyring."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from msgspec.structs import replace
+
+from kmsd import keyring
+from kmsd.enrollment import DestroyAsked, Superseded, advance
+from kmsd.errors import Precondition
+from kmsd.keeper import Keeper
+from kmsd.model import Credential, Retired, Revocation
+from kmsd.movers import Movers
+from kmsd.settings import Configuration, Repository
+from kmsd.settings import Keeper as KeeperSettings
+from kmsd.store import Store
+from kmsd.switch import Switch, entry_of
+from tests.unit.test_enrollment import NOW, OUTCOMES, walk
+
+ACTIVE = walk(*OUTCOMES[:7])
+
+
+class Room:
+    """A keeper whose clock the test sets."""
+
+    def __init__(self, folder: Path, store: Store) -> None:
+        self.now = NOW
+        self.store = store
+        self.folder = folder
+        self.switch = Switch(store, folder / "keyring", folder / "run")
+        configuration = Configuration(
+            repository=Repository(public_url="https://cr.example/"),
+            keeper=KeeperSettings(tick_seconds=0.01),
+            authorities={},
+            issuers={},
+            profiles={},
+        )
+        steps = cast(Any, None)  # nothing moves here
+        self.movers = Movers({}, store, steps, self.switch, self.clock)
+        self.keeper = Keeper(configuration, store, self.movers, self.switch, self.clock)
+
+    def clock(self) -> int:
+        return self.now
+
+    def keep(self, credential: Credential) -> Credential:
+        self.store.insert(replace(credential, version=0))
+        return self.store.credential(credential.id)
+
+    def signed_with(self) -> list[str]:
+        return [entry.credential for entry in keyring.read(self.folder / "keyring").entries]
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> Iterator[Room]:
+    with Store.open(f"sqlite:///{tmp_path}/kmsd.db") as store:
+        yield Room(tmp_path, store)
+
+
+async def test_a_destruction_is_taken_back_until_its_time_and_not_after(room: Room) -> None:
+    retired = advance(ACTIVE, Superseded(NOW + 10), NOW)
+    doomed = room.keep(advance(retired, DestroyAsked(NOW + 100), NOW))
+    room.now = NOW + 100
+    with pytest.raises(Precondition, match="The time for that is over") as refused:
+        await room.keeper.restore(doomed)
+    assert refused.value.reason == "CREDENTIAL_STATE"
+    assert room.store.credential(doomed.id) == doomed
+    room.now = NOW + 99
+    assert isinstance((await room.keeper.restore(doomed)).state, Retired)
+
+
+async def test_what_was_revoked_is_withdrawn_again_where_that_failed(room: Room) -> None:
+    room.switch._writer.switch(1, [entry_of(ACTIVE)])
+    retired = advance(ACTIVE, Superseded(NOW + 10**6), NOW)
+    room.keep(replace(retired, revocation=Revocation(NOW, 1)))
+    assert room.signed_with() == [ACTIVE.id]
+    await room.keeper._tick()
+    assert room.signed_with() == []
+    await room.movers.close()
+    await asyncio.sleep(0)
