@@ -20,6 +20,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class GetStatusRequest(_message.Message):
+    """Nothing to say: there is one status."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -49,31 +51,32 @@ class Status(_message.Message):
     PROFILES_FIELD_NUMBER: _builtins.int
     ALARMS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
-    """Version of kmsd."""
+    """Version of kmsd that the keeper runs, as of its package."""
     now: _builtins.int
-    """The keeper's clock and start, seconds since 1970-01-01 UTC."""
+    """The keeper's clock, seconds since 1970-01-01 UTC."""
     started_at: _builtins.int
+    """When the keeper started, seconds since 1970-01-01 UTC."""
     epoch: _builtins.int
-    """Current version of the keyring."""
+    """Version of kmsd's keyring that the signers are to sign under."""
     @_builtins.property
     def hsm(self) -> Global___HsmStatus:
-        """The PKCS#11 token."""
+        """The PKCS#11 token as it answers now."""
 
     @_builtins.property
     def signers(self) -> _containers.RepeatedCompositeFieldContainer[Global___SignerStatus]:
-        """The signer processes on this host."""
+        """The signer processes that ever ran on this host, by index."""
 
     @_builtins.property
     def trust(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrustStatus]:
-        """Each STI-PA's trust material."""
+        """Each configured STI-PA's trust material."""
 
     @_builtins.property
     def profiles(self) -> _containers.RepeatedCompositeFieldContainer[Global___Profile]:
-        """The profiles."""
+        """The configured profiles, in the order of their names."""
 
     @_builtins.property
     def alarms(self) -> _containers.RepeatedCompositeFieldContainer[Global___Alarm]:
-        """What a person must know or do; empty when all is well."""
+        """What a person must know or do, worst first; empty when all is well."""
 
     def __init__(
         self,
@@ -110,16 +113,21 @@ class HsmStatus(_message.Message):
     FOREIGN_OBJECTS_FIELD_NUMBER: _builtins.int
     TROUBLE_FIELD_NUMBER: _builtins.int
     usable: _builtins.bool
-    """Usable right now."""
+    """It answered just now, logged in."""
     token: _builtins.str
-    """Token label, serial number, and module (manufacturer and version)."""
+    """Label of the token (PKCS#11 CK_TOKEN_INFO.label), as in the configuration."""
     serial: _builtins.str
+    """Serial number of the token (PKCS#11 CK_TOKEN_INFO.serialNumber); empty when not usable."""
     module: _builtins.str
+    """PKCS#11 module: manufacturer, description and version (CK_INFO manufacturerID,
+    libraryDescription, libraryVersion); empty when not usable.
+    """
     keys: _builtins.int
-    """Keys with our id prefix and a record, and objects that are not ours (never touched)."""
+    """Number of key pairs whose CKA_ID has kmsd's prefix and a record in kmsd's store."""
     foreign_objects: _builtins.int
+    """Number of objects in the token that kmsd has no record of; it never touches them."""
     trouble: _builtins.str
-    """Why it is not usable."""
+    """Why it is not usable, for people; empty when it is."""
     def __init__(
         self,
         *,
@@ -152,17 +160,17 @@ class SignerStatus(_message.Message):
     ACKNOWLEDGED_AT_FIELD_NUMBER: _builtins.int
     PROFILES_FIELD_NUMBER: _builtins.int
     index: _builtins.int
-    """Number, from 1."""
+    """kmsd's number of it on this host, from 1: the instance of its systemd unit."""
     alive: _builtins.bool
     """The process runs (it holds its lock)."""
     pid: _builtins.int
-    """Process id."""
+    """Process id on this host; the last one it had when it does not run."""
     epoch: _builtins.int
-    """The keyring version it signs under."""
+    """Version of kmsd's keyring it signs under; 0 when it has none yet, too."""
     acknowledged_at: _builtins.int
-    """When it acknowledged that, seconds since 1970-01-01 UTC."""
+    """When it acknowledged that epoch, seconds since 1970-01-01 UTC."""
     profiles: _builtins.int
-    """Profiles it can sign for."""
+    """Number of profiles it can sign for."""
     def __init__(
         self,
         *,
@@ -199,18 +207,23 @@ class TrustStatus(_message.Message):
     authority: _builtins.str
     """Name of the authority in the configuration."""
     sequence: _builtins.int
-    """Trusted STI-CA list: sequence number, number of roots, when fetched, when it expires (0: none)."""
+    """Claim `sequence` of the trusted STI-CA list (ATIS-1000080); 0 when there is no list, too."""
     roots: _builtins.int
+    """Number of STI-CA roots in the list; 0: no list."""
     list_fetched_at: _builtins.int
+    """When the list was fetched, seconds since 1970-01-01 UTC; 0: no list."""
     list_expires_at: _builtins.int
+    """Claim `exp` of the list, seconds since 1970-01-01 UTC (ATIS-1000080); 0: no list."""
     crl_number: _builtins.str
-    """CRL: number in decimal, which may have 20 octets (RFC 5280 section 5.2.3; empty: none), when
-    fetched, nextUpdate (0: none).
-    """
+    """CRL number in decimal, as it may have 20 octets (RFC 5280 section 5.2.3); empty: no CRL."""
     crl_fetched_at: _builtins.int
+    """When the CRL was fetched, seconds since 1970-01-01 UTC; 0: no CRL."""
     crl_next_update: _builtins.int
+    """nextUpdate of the CRL, seconds since 1970-01-01 UTC (RFC 5280 section 5.1.2.5); 0: no CRL."""
     trouble: _builtins.str
-    """Why the last refresh failed; the last good material stays in use."""
+    """Why the last refresh failed, for people; empty: it did not. The last good material stays in
+    use.
+    """
     def __init__(
         self,
         *,
@@ -244,15 +257,15 @@ class Alarm(_message.Message):
     SUBJECT_FIELD_NUMBER: _builtins.int
     SINCE_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """For programs: UPPER_SNAKE_CASE, stable."""
+    """For programs: UPPER_SNAKE_CASE, stable, of the kind of google.rpc.ErrorInfo.reason."""
     message: _builtins.str
-    """For people."""
+    """For people: what is wrong, in one sentence or two."""
     next_step: _builtins.str
-    """What to do, if somebody must do something."""
+    """What a person must do; empty: it heals by itself."""
     subject: _builtins.str
-    """Profile or credential it is about; may be empty."""
+    """What it is about: name of a profile or an authority, "hsm", "signers" or "signer <index>"."""
     since: _builtins.int
-    """When it was first seen, seconds since 1970-01-01 UTC."""
+    """Since when it is so, seconds since 1970-01-01 UTC; 0: not known."""
     def __init__(
         self,
         *,
@@ -272,6 +285,8 @@ Global___Alarm: _TypeAlias = Alarm  # noqa: Y015
 
 @_typing.final
 class ListProfilesRequest(_message.Message):
+    """Nothing to say: all are listed."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -287,12 +302,14 @@ Global___ListProfilesRequest: _TypeAlias = ListProfilesRequest  # noqa: Y015
 
 @_typing.final
 class ListProfilesResponse(_message.Message):
+    """All configured profiles."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     PROFILES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def profiles(self) -> _containers.RepeatedCompositeFieldContainer[Global___Profile]:
-        """In the order of their names."""
+        """One for each profile of the configuration, in the order of their names."""
 
     def __init__(
         self,
@@ -323,17 +340,21 @@ class Profile(_message.Message):
     NEXT_STEP_AT_FIELD_NUMBER: _builtins.int
     WAITS_FOR_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Name in the configuration."""
+    """Name of it in the configuration."""
     spc: _builtins.str
-    """Service provider code (ATIS-1000080 section 6.4.1)."""
+    """Service provider code: digits and upper-case letters (ATIS-1000080 section 6.4.1)."""
     authority: _builtins.str
-    """STI-PA and STI-CAs by their names in the configuration."""
+    """STI-PA, by its name in the configuration."""
     next_step: _builtins.str
-    """The next step and when (0: now or unknown), and what it waits for."""
+    """What happens next, in a few words for people."""
     next_step_at: _builtins.int
+    """When that is, seconds since 1970-01-01 UTC; 0: now or not known."""
     waits_for: _builtins.str
+    """What the next step waits for, in a few words for people."""
     @_builtins.property
-    def issuers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def issuers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """STI-CAs, by their names in the configuration and in its order."""
+
     @_builtins.property
     def active(self) -> Global___Credential:
         """The active credential; absent when the profile cannot sign."""
@@ -365,14 +386,16 @@ Global___Profile: _TypeAlias = Profile  # noqa: Y015
 
 @_typing.final
 class ListCredentialsRequest(_message.Message):
+    """Which credentials to list."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     PROFILE_FIELD_NUMBER: _builtins.int
     INCLUDE_DESTROYED_FIELD_NUMBER: _builtins.int
     profile: _builtins.str
-    """Only those of this profile; empty: all."""
+    """Only those of the profile of this name; empty: all."""
     include_destroyed: _builtins.bool
-    """Also destroyed ones."""
+    """Also those in state "destroyed"."""
     def __init__(
         self,
         *,
@@ -389,12 +412,14 @@ Global___ListCredentialsRequest: _TypeAlias = ListCredentialsRequest  # noqa: Y0
 
 @_typing.final
 class ListCredentialsResponse(_message.Message):
+    """The credentials asked for."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CREDENTIALS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def credentials(self) -> _containers.RepeatedCompositeFieldContainer[Global___Credential]:
-        """Newest first."""
+        """Newest first, without chain and birth record."""
 
     def __init__(
         self,
@@ -411,11 +436,13 @@ Global___ListCredentialsResponse: _TypeAlias = ListCredentialsResponse  # noqa: 
 
 @_typing.final
 class GetCredentialRequest(_message.Message):
+    """Which credential to tell of."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CREDENTIAL_FIELD_NUMBER: _builtins.int
     credential: _builtins.str
-    """Id, 16 hex digits, or a unique beginning of it."""
+    """Its id, 16 lower-case hex digits, or a unique beginning of it."""
     def __init__(
         self,
         *,
@@ -460,50 +487,62 @@ class Credential(_message.Message):
     CHAIN_FIELD_NUMBER: _builtins.int
     BIRTH_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """Id, 16 hex digits."""
+    """kmsd's id of it, 16 lower-case hex digits."""
     profile: _builtins.str
-    """Name of the profile and its service provider code."""
+    """Name of its profile, as in the configuration."""
     spc: _builtins.str
+    """Service provider code in the certificate's TNAuthList (RFC 8226 section 9)."""
     state: _builtins.str
-    """new, keyed, ordered, authorized, finalizing, issued, published, active, retired, failed,
-    doomed (destruction scheduled) or destroyed.
+    """kmsd's state of it: new, keyed, ordered, authorized, finalizing, issued, published, active,
+    retired, failed, doomed (destruction scheduled) or destroyed.
     """
     key_id: _builtins.str
-    """CKA_ID of the key, 32 hex digits."""
+    """CKA_ID (PKCS#11) of the key pair, 32 lower-case hex digits."""
     created_at: _builtins.int
     """When it was begun, seconds since 1970-01-01 UTC."""
     issuer: _builtins.str
-    """STI-CA by its name in the configuration."""
+    """STI-CA, by its name in the configuration; empty: none has an order for it."""
     serial: _builtins.str
-    """Certificate serial number, hex; validity, seconds since 1970-01-01 UTC."""
+    """Certificate's serialNumber, lower-case hex (RFC 5280 section 4.1.2.2); empty: no certificate."""
     not_before: _builtins.int
+    """Certificate's notBefore, seconds since 1970-01-01 UTC (RFC 5280 section 4.1.2.5); 0: none."""
     not_after: _builtins.int
+    """Certificate's notAfter, seconds since 1970-01-01 UTC (RFC 5280 section 4.1.2.5); 0: none."""
     x5u: _builtins.str
-    """Public URL of the chain."""
+    """Public https URL of the chain, header parameter `x5u` (RFC 8225 section 4.3); empty: none."""
     spki_sha256: _builtins.str
-    """SHA-256 of the DER SubjectPublicKeyInfo, hex."""
+    """SHA-256 of the DER SubjectPublicKeyInfo (RFC 5280 section 4.1.2.7), 64 lower-case hex digits;
+    empty: no certificate.
+    """
     epoch: _builtins.int
-    """Keyring version since which it is active (state active)."""
+    """Version of kmsd's keyring since which it is active; 0: it is not."""
     destroy_at: _builtins.int
     """When the key is destroyed, seconds since 1970-01-01 UTC; 0: not scheduled."""
     trouble_reason: _builtins.str
-    """Why the last attempt failed, when it is tried again (0: not), and what a person can do."""
+    """Why the last attempt failed, for programs: UPPER_SNAKE_CASE, stable, of the kind of
+    google.rpc.ErrorInfo.reason; empty: it did not.
+    """
     trouble: _builtins.str
+    """Why the last attempt failed, for people."""
     retry_at: _builtins.int
+    """When it is tried again, seconds since 1970-01-01 UTC; 0: it is not."""
     next_step: _builtins.str
+    """What a person can do about the failure; empty: nothing."""
     problem: _builtins.str
-    """The peer's own words, and the file that keeps what was issued but not accepted."""
+    """The peer's own words about the failure, such as an ACME problem (RFC 8555 section 6.7)."""
     artefact: _builtins.str
+    """Path, on the keeper's host, of the file that keeps what was issued but not accepted."""
     revoked_at: _builtins.int
-    """When the STI-CA took the revocation, seconds since 1970-01-01 UTC (0: not revoked), and
-    the RFC 5280 section 5.3.1 reason code.
+    """When the STI-CA took the revocation, seconds since 1970-01-01 UTC (RFC 8555 section 7.6);
+    0: not revoked.
     """
     revocation_reason: _builtins.int
+    """Reason code of the revocation (RFC 5280 section 5.3.1); of meaning when revoked_at is not 0."""
     chain: _builtins.str
-    """PEM chain, leaf first (GetCredential only)."""
+    """Chain, PEM certificates, leaf first (RFC 8555 section 9.1); GetCredential only."""
     @_builtins.property
     def birth(self) -> Global___BirthRecord:
-        """What was read back when the key was made (GetCredential only)."""
+        """What was read back from the HSM when the key was made; GetCredential only."""
 
     def __init__(
         self,
@@ -575,18 +614,22 @@ class BirthRecord(_message.Message):
     TOKEN_FIELD_NUMBER: _builtins.int
     SERIAL_FIELD_NUMBER: _builtins.int
     label: _builtins.str
-    """Label in the token, for people."""
+    """CKA_LABEL (PKCS#11) of the key pair, for people."""
     made_at: _builtins.int
-    """Seconds since 1970-01-01 UTC."""
+    """When the key was made, by the keeper's clock, seconds since 1970-01-01 UTC."""
     public_key: _builtins.bytes
-    """DER SubjectPublicKeyInfo."""
+    """DER SubjectPublicKeyInfo (RFC 5280 section 4.1.2.7) of a P-256 key."""
     module: _builtins.str
-    """PKCS#11 module, token label and serial number."""
+    """PKCS#11 module, in the form of HsmStatus.module."""
     token: _builtins.str
+    """Label of the token (PKCS#11 CK_TOKEN_INFO.label)."""
     serial: _builtins.str
+    """Serial number of the token (PKCS#11 CK_TOKEN_INFO.serialNumber)."""
     @_builtins.property
     def attributes(self) -> _containers.ScalarMap[_builtins.str, _builtins.bool]:
-        """CKA_ attribute to value as read back."""
+        """Name of an attribute of the private key (PKCS#11), such as CKA_SENSITIVE, to its value as read
+        back.
+        """
 
     def __init__(
         self,
@@ -609,11 +652,13 @@ Global___BirthRecord: _TypeAlias = BirthRecord  # noqa: Y015
 
 @_typing.final
 class EnrollRequest(_message.Message):
+    """Which profile gets its first credential."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     PROFILE_FIELD_NUMBER: _builtins.int
     profile: _builtins.str
-    """Name of the profile."""
+    """Name of the profile, as in the configuration."""
     def __init__(
         self,
         *,
@@ -629,11 +674,13 @@ Global___EnrollRequest: _TypeAlias = EnrollRequest  # noqa: Y015
 
 @_typing.final
 class RotateRequest(_message.Message):
+    """Which profile gets a new credential."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     PROFILE_FIELD_NUMBER: _builtins.int
     profile: _builtins.str
-    """Name of the profile."""
+    """Name of the profile, as in the configuration."""
     def __init__(
         self,
         *,
@@ -659,16 +706,18 @@ class Progress(_message.Message):
     DONE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     at: _builtins.int
-    """Seconds since 1970-01-01 UTC."""
+    """When the step was done, seconds since 1970-01-01 UTC."""
     message: _builtins.str
     """What was done, or what is waited for, in one line for a person."""
     done: _builtins.bool
     """Nothing more comes: active, or failed (then `reason` says why)."""
     reason: _builtins.str
-    """Set when it failed or when the step will be tried again."""
+    """Why it failed or the step will be tried again, for programs: UPPER_SNAKE_CASE, stable, of the
+    kind of google.rpc.ErrorInfo.reason; empty: neither.
+    """
     @_builtins.property
     def credential(self) -> Global___Credential:
-        """The credential after the step."""
+        """The credential after the step, without chain and birth record."""
 
     def __init__(
         self,
@@ -689,16 +738,18 @@ Global___Progress: _TypeAlias = Progress  # noqa: Y015
 
 @_typing.final
 class RevokeRequest(_message.Message):
+    """Which certificate to revoke, and why."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CREDENTIAL_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     EVEN_IF_ACTIVE_FIELD_NUMBER: _builtins.int
     credential: _builtins.str
-    """Id of the credential, or a unique beginning."""
+    """Id of the credential, 16 lower-case hex digits, or a unique beginning of it."""
     reason: _builtins.int
-    """RFC 5280 section 5.3.1: 0 unspecified, 1 keyCompromise, 3 affiliationChanged, 4 superseded,
-    5 cessationOfOperation.
+    """Reason code (RFC 5280 section 5.3.1): 0 unspecified, 1 keyCompromise, 3 affiliationChanged,
+    4 superseded, 5 cessationOfOperation.
     """
     even_if_active: _builtins.bool
     """Revoke although the profile signs with it: signing for the profile stops."""
@@ -719,11 +770,13 @@ Global___RevokeRequest: _TypeAlias = RevokeRequest  # noqa: Y015
 
 @_typing.final
 class DestroyRequest(_message.Message):
+    """Which key to destroy."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CREDENTIAL_FIELD_NUMBER: _builtins.int
     credential: _builtins.str
-    """Id of the credential, or a unique beginning."""
+    """Id of the credential, 16 lower-case hex digits, or a unique beginning of it."""
     def __init__(
         self,
         *,
@@ -739,11 +792,13 @@ Global___DestroyRequest: _TypeAlias = DestroyRequest  # noqa: Y015
 
 @_typing.final
 class RestoreRequest(_message.Message):
+    """Which key not to destroy."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CREDENTIAL_FIELD_NUMBER: _builtins.int
     credential: _builtins.str
-    """Id of the credential, or a unique beginning."""
+    """Id of the credential, 16 lower-case hex digits, or a unique beginning of it."""
     def __init__(
         self,
         *,
@@ -759,11 +814,13 @@ Global___RestoreRequest: _TypeAlias = RestoreRequest  # noqa: Y015
 
 @_typing.final
 class GetTrustRequest(_message.Message):
+    """Whose trust material to give."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     AUTHORITY_FIELD_NUMBER: _builtins.int
     authority: _builtins.str
-    """Name of the authority in the configuration; empty: the only one."""
+    """Name of the authority in the configuration; empty: the only one there is."""
     def __init__(
         self,
         *,
@@ -787,12 +844,12 @@ class Trust(_message.Message):
     ROOTS_FIELD_NUMBER: _builtins.int
     CRL_FIELD_NUMBER: _builtins.int
     authority: _builtins.str
-    """Name of the authority."""
+    """Name of the authority in the configuration."""
     crl: _builtins.bytes
-    """DER CertificateList of the STI-PA; empty when none was fetched."""
+    """CRL of the STI-PA, DER CertificateList (RFC 5280 section 5.1); empty: none was fetched."""
     @_builtins.property
     def roots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """PEM certificates of the trusted STI-CA roots."""
+        """Roots of the trusted STI-CAs, a PEM certificate each (ATIS-1000080)."""
 
     def __init__(
         self,

@@ -26,17 +26,25 @@ class _Attestation:
 class _AttestationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Attestation.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     ATTESTATION_UNSPECIFIED: _Attestation.ValueType  # 0
+    """Not given; refused with ATTEST_INVALID."""
     ATTESTATION_A: _Attestation.ValueType  # 1
+    """"A", full: the provider knows the caller and the caller's right to the number."""
     ATTESTATION_B: _Attestation.ValueType  # 2
+    """"B", partial: the provider knows the caller, not the right to the number."""
     ATTESTATION_C: _Attestation.ValueType  # 3
+    """"C", gateway: the provider only brought the call into the network."""
 
 class Attestation(_Attestation, metaclass=_AttestationEnumTypeWrapper):
     """Attestation level (RFC 8588 section 4)."""
 
 ATTESTATION_UNSPECIFIED: Attestation.ValueType  # 0
+"""Not given; refused with ATTEST_INVALID."""
 ATTESTATION_A: Attestation.ValueType  # 1
+""""A", full: the provider knows the caller and the caller's right to the number."""
 ATTESTATION_B: Attestation.ValueType  # 2
+""""B", partial: the provider knows the caller, not the right to the number."""
 ATTESTATION_C: Attestation.ValueType  # 3
+""""C", gateway: the provider only brought the call into the network."""
 Global___Attestation: _TypeAlias = Attestation  # noqa: Y015
 
 @_typing.final
@@ -51,7 +59,7 @@ class SignRequest(_message.Message):
     sequence: _builtins.int
     """Chosen by the caller, given back in the response. Unique within a stream."""
     profile: _builtins.str
-    """Name of the profile (service provider identity) to sign for."""
+    """Name of the profile (service provider identity) to sign for, as in the configuration."""
     @_builtins.property
     def passports(self) -> _containers.RepeatedCompositeFieldContainer[Global___Passport]:
         """What to sign; at most as many as the signer's `frame_items` (default 256)."""
@@ -92,27 +100,40 @@ class Passport(_message.Message):
     orig_uri: _builtins.str
     """URI, canonicalised by the signer (RFC 8224 section 8.5)."""
     iat: _builtins.int
-    """Seconds since 1970-01-01 UTC; 0: the signer's clock. Otherwise it must be fresh
-    (RFC 8224 section 6.2), except for div, which keeps the iat of the original (RFC 8946).
+    """Claim `iat`, seconds since 1970-01-01 UTC (RFC 8225 section 5.1.1); 0: the signer's clock.
+    Otherwise it must be fresh (RFC 8224 section 6.2), except for div, which keeps the iat of the
+    original (RFC 8946).
     """
     @_builtins.property
     def dest_tn(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Called telephone numbers, E.164 as above. At least one of dest_tn and dest_uri."""
+        """Claim `dest`, member `tn`: called telephone numbers in the form of orig_tn, in which # and *
+        may be dialled, too. At least one of dest_tn and dest_uri (RFC 8225 section 5.2.1).
+        """
 
     @_builtins.property
     def dest_uri(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Called URIs."""
+        """Claim `dest`, member `uri`: called URIs in the form of orig_uri (RFC 8225 section 5.2.1)."""
 
     @_builtins.property
-    def shaken(self) -> Global___Shaken: ...
+    def shaken(self) -> Global___Shaken:
+        """Attestation of a SHAKEN provider (RFC 8588)."""
+
     @_builtins.property
-    def base(self) -> Global___Base: ...
+    def base(self) -> Global___Base:
+        """No ppt, no further claim (RFC 8225)."""
+
     @_builtins.property
-    def div(self) -> Global___Div: ...
+    def div(self) -> Global___Div:
+        """Diversion (RFC 8946)."""
+
     @_builtins.property
-    def rph(self) -> Global___Rph: ...
+    def rph(self) -> Global___Rph:
+        """Resource priority (RFC 8443)."""
+
     @_builtins.property
-    def rcd(self) -> Global___Rcd: ...
+    def rcd(self) -> Global___Rcd:
+        """Rich call data (RFC 9795)."""
+
     def __init__(
         self,
         *,
@@ -151,9 +172,9 @@ class Shaken(_message.Message):
     ATTEST_FIELD_NUMBER: _builtins.int
     ORIGID_FIELD_NUMBER: _builtins.int
     attest: Global___Attestation.ValueType
-    """Claim `attest`."""
+    """Claim `attest` (RFC 8588 section 4); never unspecified."""
     origid: _builtins.str
-    """Claim `origid`: a UUID (RFC 4122); empty: the signer makes one."""
+    """Claim `origid`: a UUID (RFC 8588 section 5, RFC 4122); empty: the signer makes one."""
     def __init__(
         self,
         *,
@@ -194,9 +215,9 @@ class Div(_message.Message):
     TN_FIELD_NUMBER: _builtins.int
     URI_FIELD_NUMBER: _builtins.int
     tn: _builtins.str
-    """Telephone number, E.164 as above."""
+    """Telephone number, in the form of Passport.dest_tn (RFC 8224 section 8.3)."""
     uri: _builtins.str
-    """URI."""
+    """URI, canonicalised by the signer (RFC 8224 section 8.5)."""
     def __init__(
         self,
         *,
@@ -222,7 +243,9 @@ class Rph(_message.Message):
     AUTH_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def auth(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Member `auth` of claim `rph`: Resource-Priority values such as "ets.0", "wps.0"."""
+        """Claim `rph`, member `auth` (RFC 8443 section 3): Resource-Priority values such as "ets.0",
+        "wps.0" (RFC 4412 section 3.1); at least one.
+        """
 
     def __init__(
         self,
@@ -271,20 +294,26 @@ class Rcd(_message.Message):
     RCDI_FIELD_NUMBER: _builtins.int
     CRN_FIELD_NUMBER: _builtins.int
     nam: _builtins.str
-    """Display name."""
+    """Claim `rcd`, key `nam`: display name, text (RFC 9795 section 5.1.1)."""
     apn: _builtins.str
-    """Alternate presentation number (E.164 as above)."""
+    """Claim `rcd`, key `apn`: alternate presentation number, in the form of Passport.orig_tn
+    (RFC 9795 section 5.1.2).
+    """
     icn: _builtins.str
-    """Icon, an https URL."""
+    """Claim `rcd`, key `icn`: https URL of an icon (RFC 9795 section 5.1.3)."""
     jcd: _builtins.str
-    """jCard as JSON text (RFC 7095); not together with jcl."""
+    """Claim `rcd`, key `jcd`: jCard as JSON text (RFC 9795 section 5.1.4, RFC 7095); not together
+    with jcl.
+    """
     jcl: _builtins.str
-    """https URL of a jCard; not together with jcd."""
+    """Claim `rcd`, key `jcl`: https URL of a jCard (RFC 9795 section 5.1.5); not together with jcd."""
     crn: _builtins.str
-    """Claim `crn`: call reason."""
+    """Claim `crn`: reason of the call, text (RFC 9795); empty: no claim."""
     @_builtins.property
     def rcdi(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Claim `rcdi`: JSON pointer to digest, "sha256-<base64>" (RFC 9795 section 6)."""
+        """Claim `rcdi`: JSON pointer (RFC 6901) into `rcd` to digest, "sha256-<base64>"
+        (RFC 9795 section 6). The caller asserts them; nothing is fetched.
+        """
 
     def __init__(
         self,
@@ -316,9 +345,9 @@ class SignResponse(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     REFUSAL_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
-    """As in the request."""
+    """That of the request."""
     epoch: _builtins.int
-    """Version of the keyring that the whole frame was signed under."""
+    """Version of kmsd's keyring that the whole frame was signed under."""
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___SignResult]:
         """One for each PASSporT of the request, in its order; empty when the frame was refused."""
@@ -352,9 +381,13 @@ class SignResult(_message.Message):
     SIGNED_FIELD_NUMBER: _builtins.int
     REFUSAL_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def signed(self) -> Global___Signed: ...
+    def signed(self) -> Global___Signed:
+        """It was signed."""
+
     @_builtins.property
-    def refusal(self) -> Global___Refusal: ...
+    def refusal(self) -> Global___Refusal:
+        """It was refused; no other item is affected."""
+
     def __init__(
         self,
         *,
@@ -384,7 +417,7 @@ class Signed(_message.Message):
     <token>;info=<x5u>;alg=ES256;ppt=...
     """
     origid: _builtins.str
-    """The claim `origid` as signed (shaken only), for traceback."""
+    """Claim `origid` as signed, a UUID for traceback (RFC 8588 section 5); empty: not shaken."""
     def __init__(
         self,
         *,
@@ -430,14 +463,14 @@ class Refusal(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     code: _builtins.int
-    """gRPC status code (google.rpc.Code)."""
+    """gRPC status code, number of a google.rpc.Code (google.rpc.Status.code)."""
     reason: _builtins.str
-    """For programs: UPPER_SNAKE_CASE, stable. The domain is "kmsd"."""
+    """For programs: UPPER_SNAKE_CASE, stable (google.rpc.ErrorInfo.reason). The domain is "kmsd"."""
     message: _builtins.str
-    """For people: what is wrong and what to do next."""
+    """For people: what is wrong and what to do next (google.rpc.Status.message)."""
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Further facts: which field, which limit."""
+        """Further facts: which field, which limit (google.rpc.ErrorInfo.metadata)."""
 
     def __init__(
         self,
@@ -464,7 +497,7 @@ class WatchCredentialsRequest(_message.Message):
     PROFILES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def profiles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names of profiles; empty: all that the caller may use."""
+        """Names of profiles as in the configuration; empty: all that the caller may use."""
 
     def __init__(
         self,
@@ -490,7 +523,7 @@ class CredentialEvent(_message.Message):
     WITHDRAWN_FIELD_NUMBER: _builtins.int
     SYNCED_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
-    """Version of the keyring this belongs to."""
+    """Version of kmsd's keyring this belongs to."""
     withdrawn: _builtins.str
     """Name of a profile that cannot sign any more."""
     @_builtins.property
@@ -550,18 +583,19 @@ class ActiveCredential(_message.Message):
     NOT_BEFORE_FIELD_NUMBER: _builtins.int
     NOT_AFTER_FIELD_NUMBER: _builtins.int
     profile: _builtins.str
-    """Name of the profile."""
+    """Name of the profile, as in the configuration."""
     spc: _builtins.str
-    """Service provider code in the certificate's TNAuthList (RFC 8226)."""
+    """Service provider code in the certificate's TNAuthList (RFC 8226 section 9)."""
     credential: _builtins.str
-    """Id of the credential, 16 hex digits."""
+    """kmsd's id of the credential, 16 lower-case hex digits."""
     x5u: _builtins.str
-    """URL of the chain: header claim `x5u` of what is signed."""
+    """https URL of the chain: header parameter `x5u` of what is signed (RFC 8225 section 4.3)."""
     spki_sha256: _builtins.str
-    """SHA-256 of the DER SubjectPublicKeyInfo, lower-case hex."""
+    """SHA-256 of the DER SubjectPublicKeyInfo (RFC 5280 section 4.1.2.7), 64 lower-case hex digits."""
     not_before: _builtins.int
-    """Certificate validity, seconds since 1970-01-01 UTC."""
+    """Certificate's notBefore, seconds since 1970-01-01 UTC (RFC 5280 section 4.1.2.5)."""
     not_after: _builtins.int
+    """Certificate's notAfter, seconds since 1970-01-01 UTC (RFC 5280 section 4.1.2.5)."""
     def __init__(
         self,
         *,
