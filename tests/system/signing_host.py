@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import Popen
 
+from msgspec.structs import replace
+
 from kmsd import settings
 from kmsd.hsm import Hsm, new_key_id
 from kmsd.keyring import Entry, KeyringWriter
@@ -74,7 +76,7 @@ class SigningHost:
 
     profiles: their names. plaintext: no TLS, and whoever calls may do what as1 may otherwise.
     threads: HSM sessions of each signer. delay: seconds that a signature lasts at least, when
-    the HSM is to be a slow one.
+    the HSM is to be a slow one. pin: what kmsd.toml says of it, when not the file it is in.
     """
 
     folder: Path
@@ -83,16 +85,18 @@ class SigningHost:
     plaintext: bool = False
     threads: int = 1
     delay: float | None = None
+    pin: str = ""
 
     def __post_init__(self) -> None:
         self.tls = TlsAuthority(self.folder / "tls", datetime.datetime.now(datetime.UTC))
         self.hsm = make_token(self.folder / "hsm")
         self.slow = None if self.delay is None else SlowHsm(self.folder, self.hsm, self.delay)
+        opened = self.slow.settings if self.slow else self.hsm
         self.config = self.folder / "kmsd.toml"
         self.config.write_text(
             CONFIG.format(
                 folder=self.folder,
-                hsm=_toml(self.slow.settings if self.slow else self.hsm, self.threads),
+                hsm=_toml(replace(opened, pin=self.pin or opened.pin), self.threads),
                 port=self.port,
                 security=PLAINTEXT if self.plaintext else _tls(self.tls.server("signer")),
                 profiles="\n".join(PROFILE.format(name=name) for name in self.profiles),
