@@ -129,6 +129,11 @@ def order_invalid(issuer: str, order_url: str, documents: list[str]) -> PeerRefu
     kind = first.type.removeprefix(URN) if first else ""
     detail = printable((first.detail if first else "") or kind)
     _, next_step = _KNOWN.get(kind, ("", "Ask the STI-CA why: it left no reason."))
+    if "fingerprint" in "".join(documents).lower():
+        next_step = (
+            "Compare fingerprint_kind and fingerprint_case in the issuer's rules, or its preset, "
+            "with what this STI-CA expects (RFC 9448 section 5.4)."
+        )
     return PeerRefused(
         "ACME_ORDER_INVALID",
         f"STI-CA {issuer} gave up the order" + (f": {detail.rstrip('.')}." if detail else "."),

@@ -25,7 +25,11 @@ def secret(reference: str, name: str) -> str:
     SECRET_MISSING, SECRET_UNREADABLE, SECRET_PERMISSIONS, SECRET_INVALID.
     """
     if not reference:
-        raise Misconfigured("SECRET_MISSING", f"{name} is not set.")
+        raise Misconfigured(
+            "SECRET_MISSING",
+            f"{name} is not set.",
+            next_step="Set it to the path of a file, or to credential:NAME.",
+        )
     if reference.startswith(CREDENTIAL):
         path, forbidden = _credential(reference.removeprefix(CREDENTIAL), name), 0o037
     else:
@@ -70,10 +74,16 @@ def _bytes(path: Path, forbidden: int, name: str) -> bytes:
     try:
         content, mode = files.read(path, LARGEST)
     except FileNotFoundError:
-        raise Misconfigured("SECRET_MISSING", f"{name}: there is no file {path}.") from None
+        raise Misconfigured(
+            "SECRET_MISSING",
+            f"{name}: there is no file {path}.",
+            next_step="Write the secret there, for its owner alone (chmod 0600).",
+        ) from None
     except OSError as error:
         raise Misconfigured(
-            "SECRET_UNREADABLE", f"{name}: the file {path} cannot be read ({error.strerror})."
+            "SECRET_UNREADABLE",
+            f"{name}: the file {path} cannot be read ({error.strerror}).",
+            next_step="Its owner must be the user this process runs as.",
         ) from None
     if mode & forbidden:
         raise Misconfigured(
@@ -99,5 +109,9 @@ def _text(content: bytes, path: Path, name: str) -> str:
     if "\0" in text:
         problem = "holds a NUL character"
     if problem:
-        raise Misconfigured("SECRET_INVALID", f"{name}: {path} {problem}.")
+        raise Misconfigured(
+            "SECRET_INVALID",
+            f"{name}: {path} {problem}.",
+            next_step="Write the secret there anew, one line of text.",
+        )
     return text
