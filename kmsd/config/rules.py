@@ -227,6 +227,7 @@ def _servers(configuration: Configuration) -> Iterator[str]:
     yield from syntax.within(
         signer.freshness_seconds, 1, DAY, "signer.freshness_seconds", "seconds"
     )
+    yield from syntax.within(signer.trace_every, 0, 10**9, "signer.trace_every")
     socket = keeper.listen.removeprefix("unix:")
     if socket == keeper.listen or not socket:
         yield "keeper.listen: write unix:/path/of/the.sock; the keeper serves on this host only"

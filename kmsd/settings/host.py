@@ -49,6 +49,9 @@ class Signer(Settings, frozen=True):
     """PASSporTs in one request, at most."""
     freshness_seconds: int = 60
     """How far a caller's iat may be from now (RFC 8224 section 6.2 step 4)."""
+    trace_every: int = 10_000
+    """One answer in so many, and the first of each epoch, leaves a line in the log that says how
+    long each stage of it took; 0: none."""
 
 
 class Keeper(Settings, frozen=True):
