@@ -66,6 +66,12 @@ class PeerGrants:
             for profile in caller.profiles:
                 self._grants[profile] = _union(self._grants.get(profile), grant)
 
+    @property
+    def kind(self) -> str:
+        """How the caller came: `unix`, `plaintext`, or `tls` with a client certificate."""
+        name = next(iter(self._identities), "")
+        return name if name in _RESERVED else "tls"
+
     def for_profile(self, profile: str) -> Grant:
         """The grant for `profile`. Raises Denied, in the same words whether it exists or not."""
         grant = self._grants.get(profile) or self._grants.get(EVERY_PROFILE)

@@ -166,7 +166,7 @@ class Lanes:
 
         Asked before a frame costs anything. Idle lanes take whatever comes.
         """
-        each = self._pace() / len(self._lanes)
+        each = self.pace() / len(self._lanes)
         if self.waiting and (self.waiting + count) * each > self._longest_wait:
             raise Exhausted(
                 "OVERLOADED",
@@ -182,7 +182,7 @@ class Lanes:
         """
         count = len(digests)
         size = -(-count // len(self._lanes))
-        if len(self._lanes) > 1 and (pace := self._pace()):
+        if len(self._lanes) > 1 and (pace := self.pace()):
             size = max(1, min(size, int(PIECE / pace)))
         starts = range(0, count, size)
         batch = Batch(key, count, len(starts))
@@ -199,7 +199,8 @@ class Lanes:
         for lane in self._lanes:
             lane.close()
 
-    def _pace(self) -> float:
+    def pace(self) -> float:
+        """Seconds that a signature takes one lane of late; 0.0 before the first."""
         return sum(lane.pace for lane in self._lanes) / len(self._lanes)
 
     def _signed(self, count: int, signed: "asyncio.Future[list[bytes]]") -> None:

@@ -12,6 +12,7 @@ from hashlib import sha256
 from typing import Any
 
 import grpc
+import structlog
 from kmsapi.v1 import signing_pb2, signing_pb2_grpc
 from kmsapi.v1.signing_pb2 import (
     ActiveCredential,
@@ -27,6 +28,7 @@ from kmsd import passport, settings
 from kmsd.access import PLAINTEXT, UNIX, Grant, Grants, PeerGrants, certificate_identities
 from kmsd.answers import refusal
 from kmsd.claims import claims_of
+from kmsd.counters import Counters, Kind, stages
 from kmsd.errors import Exhausted, Invalid, KmsdError, Precondition, Unavailable
 from kmsd.keyring import Entry
 from kmsd.lanes import Lanes
@@ -37,6 +39,7 @@ SERVICE = signing_pb2.DESCRIPTOR.services_by_name["Signing"].full_name
 FRAMES_AHEAD = 4
 """Frames of one stream that wait for their signatures; more stay unread in the connection."""
 Context = grpc.aio.ServicerContext[Any, Any]
+log = structlog.get_logger()
 
 
 class Signing(signing_pb2_grpc.SigningServicer):
@@ -50,6 +53,7 @@ class Signing(signing_pb2_grpc.SigningServicer):
         self._profiles = frozenset(profiles)
         self._frame_items = signer.frame_items
         self._freshness = signer.freshness_seconds
+        self.counters = Counters(profiles, signer.trace_every)
         self._open: tuple[Live, Lanes] | None = None
         self._why: KmsdError = Unavailable("SIGNER_STARTING", "This signer is starting.")
 
@@ -74,7 +78,9 @@ class Signing(signing_pb2_grpc.SigningServicer):
 
     async def Sign(self, request: SignRequest, context: Context) -> SignResponse:
         """Unary: what is refused as a whole, or alone in its frame, is the call's status."""
+        self.counters.calls += 1
         if context.time_remaining() == 0:  # under overload: nobody waits for this one any more
+            self.counters.refused("DEADLINE_PASSED", len(request.passports))
             raise Unavailable("DEADLINE_PASSED", "The deadline passed before this call's turn.")
         frame = self._frame(request, self._peer(context))
         if len(frame.outcomes) == 1 and isinstance(frame.outcomes[0], KmsdError):
@@ -105,10 +111,12 @@ class Signing(signing_pb2_grpc.SigningServicer):
                 await frames.put(None)
 
         reader = asyncio.create_task(read())
+        self.counters.streams += 1
         try:
             while (frame := await frames.get()) is not None:
                 yield frame if isinstance(frame, SignResponse) else await _answered(frame)
         finally:
+            self.counters.streams -= 1
             reader.cancel()
             while not frames.empty():  # of a caller who has gone
                 _drop(frames.get_nowait())
@@ -145,6 +153,7 @@ class Signing(signing_pb2_grpc.SigningServicer):
         raise Exhausted("WATCHER_TOO_SLOW", "Changes were not read in time; watch again.")
 
     def _begun(self, request: SignRequest, peer: PeerGrants) -> "Frame | SignResponse":
+        self.counters.frames += 1
         try:
             frame = self._frame(request, peer)
         except KmsdError as error:
@@ -154,18 +163,25 @@ class Signing(signing_pb2_grpc.SigningServicer):
 
     def _frame(self, request: SignRequest, peer: PeerGrants) -> "Frame":
         """One frame under one epoch, not yet signed. Raises KmsdError when it is refused whole."""
-        live, lanes = self._opened()
-        grant = peer.for_profile(request.profile)
-        key = live.key(request.profile)
-        now = int(time.time())
-        self._check(request, key.entry, now)
-        lanes.admit(len(request.passports))
-        frame = Frame(request.sequence, live.epoch, key, lanes)
+        arrived = time.perf_counter()
+        try:
+            live, lanes = self._opened()
+            grant = peer.for_profile(request.profile)
+            key = live.key(request.profile)
+            now = int(time.time())
+            self._check(request, key.entry, now)
+            lanes.admit(len(request.passports))
+        except KmsdError as error:
+            self.counters.refused(error.reason, len(request.passports))
+            raise
+        frame = Frame(request.sequence, live.epoch, key, lanes, self.counters, peer, arrived)
         for message in request.passports:
             try:
                 frame.add(*self._draft(message, grant, now))
             except KmsdError as error:
+                self.counters.refused(error.reason)
                 frame.outcomes.append(error)
+        frame.drafted = time.perf_counter()
         return frame
 
     def _opened(self) -> tuple[Live, Lanes]:
@@ -192,12 +208,12 @@ class Signing(signing_pb2_grpc.SigningServicer):
                 profile=entry.profile,
             )
 
-    def _draft(self, message: Passport, grant: Grant, now: int) -> tuple[str, str, str]:
-        """PASSporT type, payload segment, origid."""
+    def _draft(self, message: Passport, grant: Grant, now: int) -> tuple[str, str, str, str]:
+        """PASSporT type, attestation, payload segment, origid."""
         claims, ppt, attest = claims_of(message)
         grant.check(ppt, attest)
         payload = passport.payload(claims, now=now, freshness=self._freshness, new_origid=new_uuid)
-        return ppt, payload.segment, payload.origid
+        return ppt, attest, payload.segment, payload.origid
 
     def _peer(self, context: Context) -> PeerGrants:
         return self._grants.of(identities(context))
@@ -207,11 +223,34 @@ class Frame:
     """A frame on its way: what was refused, and what is to be signed for the rest.
 
     outcomes: for each PASSporT the error, or its draft: type, payload segment, origid.
+    arrived, drafted: when, in seconds of perf_counter.
     """
 
-    __slots__ = ("_digests", "_key", "_lanes", "_signing", "epoch", "outcomes", "sequence")
+    __slots__ = (
+        "_arrived",
+        "_counters",
+        "_digests",
+        "_key",
+        "_kinds",
+        "_lanes",
+        "_peer",
+        "_signing",
+        "drafted",
+        "epoch",
+        "outcomes",
+        "sequence",
+    )
 
-    def __init__(self, sequence: int, epoch: int, key: Key, lanes: Lanes) -> None:
+    def __init__(
+        self,
+        sequence: int,
+        epoch: int,
+        key: Key,
+        lanes: Lanes,
+        counters: Counters,
+        peer: PeerGrants,
+        arrived: float,
+    ) -> None:
         self.sequence = sequence
         self.epoch = epoch
         self.outcomes: list[tuple[str, str, str] | KmsdError] = []
@@ -219,12 +258,17 @@ class Frame:
         self._lanes = lanes
         self._digests: list[bytes] = []
         self._signing: asyncio.Future[list[bytes]] | None = None
+        self._kinds: list[Kind] = []
+        self._counters = counters
+        self._peer = peer
+        self._arrived = self.drafted = arrived
 
-    def add(self, ppt: str, payload: str, origid: str) -> None:
+    def add(self, ppt: str, attest: str, payload: str, origid: str) -> None:
         """One more PASSporT to sign."""
         signed = passport.signing_input(self._key.header(ppt), payload)
         self._digests.append(sha256(signed).digest())
         self.outcomes.append((ppt, payload, origid))
+        self._kinds.append((ppt, attest))
 
     def start(self) -> None:
         """Lets the HSM begin; `signed` waits for it."""
@@ -238,7 +282,12 @@ class Frame:
 
     async def signed(self) -> SignResponse:
         """The answer. Raises Unavailable when the HSM is lost."""
-        signatures = iter(await self._signing if self._signing is not None else ())
+        try:
+            signatures = iter(await self._signing if self._signing is not None else ())
+        except KmsdError as error:
+            self._counters.refused(error.reason, len(self._digests))
+            raise
+        signed_at = time.perf_counter()
         header, x5u = self._key.header, self._key.entry.x5u
         response = SignResponse(sequence=self.sequence, epoch=self.epoch)
         add = response.results.add
@@ -250,7 +299,26 @@ class Frame:
             signed = add().signed
             signed.identity = passport.identity(header(ppt), payload, next(signatures), x5u, ppt)
             signed.origid = origid
+        self._count(signed_at)
         return response
+
+    def _count(self, signed: float) -> None:
+        """It is answered: counts it and, one in many, says in the log what its time went into."""
+        profile, now = self._key.entry.profile, time.perf_counter()
+        if self._counters.answered(profile, self._kinds, self.epoch, now - self._arrived):
+            draft, hsm, answer = stages(self._arrived, self.drafted, signed, now)
+            log.info(
+                "trace",
+                profile=profile,
+                epoch=self.epoch,
+                sequence=self.sequence,
+                caller=self._peer.kind,
+                items=len(self.outcomes),
+                signed=len(self._kinds),
+                draft_us=draft,
+                hsm_us=hsm,
+                answer_us=answer,
+            )
 
 
 def identities(context: Context) -> list[str]:

@@ -147,3 +147,13 @@ def test_names_of_a_certificate_as_the_configuration_has_them(
     uris: list[bytes], names: list[bytes], common: list[bytes], identities: list[str]
 ) -> None:
     assert certificate_identities(uris=uris, dns_names=names, common_names=common) == identities
+
+
+@pytest.mark.parametrize(
+    ("identities", "kind"),
+    [(["unix"], "unix"), (["plaintext"], "plaintext"), ([AS1, "CN=unix"], "tls"), ([], "tls")],
+)
+def test_how_a_caller_came_is_said_without_saying_who_it_is(
+    identities: list[str], kind: str
+) -> None:
+    assert GRANTS.of(identities).kind == kind
