@@ -25,6 +25,7 @@ from kmsd.lanes import Lanes
 from kmsd.listen import Listener
 from kmsd.live import Live
 from kmsd.login import open_hsm
+from kmsd.metrics import MetricsFile, State
 from kmsd.presence import MOST_NAMED, NOT_SERVING, TOO_MANY, Acknowledgement, Presence
 from kmsd.settings import Configuration
 from kmsd.signing import SERVICE, Signing
@@ -37,6 +38,8 @@ LOOK_AGAIN_EVERY = 1.0
 """Seconds between two searches for keys that the HSM did not have."""
 LONGEST_WAIT = 0.045
 """Seconds a frame may wait for the HSM before new ones are refused."""
+METRICS_EVERY = 5.0
+"""Seconds between two writes of the metrics."""
 DRAIN = 5.0
 
 log = structlog.get_logger()
@@ -62,6 +65,7 @@ class Process:
         self._status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._said: Acknowledgement | None = None
         self._look_again = 0.0
+        self._at_work: tuple[Live, Lanes] | None = None
 
     def stop(self, status: int) -> None:
         """Ends `run` with this exit status; the first word counts."""
@@ -82,6 +86,7 @@ class Process:
             await listener.server.start()
             log.info("listening", index=self._index, addresses=",".join(settings.listen))
             work = asyncio.create_task(self._serve(presence, listener, signing))
+            metrics = asyncio.create_task(self._publish(signing))
             try:
                 ends: set[asyncio.Future[Any]] = {work, self._status}
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -92,7 +97,8 @@ class Process:
                 await listener.server.stop(DRAIN if status == 0 else 0.2)
             finally:
                 work.cancel()
-                await asyncio.gather(work, return_exceptions=True)
+                metrics.cancel()
+                await asyncio.gather(work, metrics, return_exceptions=True)
         log.info("stopped", index=self._index, status=status)
         return status
 
@@ -110,6 +116,7 @@ class Process:
             )
             opened.push_async_callback(asyncio.to_thread, lanes.close)
             live = Live(lanes)
+            self._at_work = (live, lanes)
             reader = KeyringReader(Path(self._configuration.keyring))
             while True:
                 trouble = await self._follow(reader, live)
@@ -165,6 +172,44 @@ class Process:
         if said != self._said:
             self._said = replace(said, at=int(time.time()))
             presence.acknowledge(self._said)
+
+    async def _publish(self, signing: Signing) -> None:
+        """Writes the metrics for ever; signing goes on when they cannot be written."""
+        file = MetricsFile(self._run, self._index)
+        trouble = ""
+        try:
+            while True:
+                told, trouble = trouble, ""
+                try:
+                    await asyncio.to_thread(
+                        file.write, self._state(signing), signing.counters.totals()
+                    )
+                except Exception as error:  # whatever it is
+                    trouble = repr(error)
+                if trouble and trouble != told:
+                    log.error("metrics_not_written", error=trouble)
+                await asyncio.sleep(METRICS_EVERY)
+        finally:
+            file.remove()
+
+    def _state(self, signing: Signing) -> State:
+        facts = State(
+            serving=signing.is_open,
+            started_at=self._started,
+            epoch=NOT_SERVING,
+            cpu_seconds=time.process_time(),
+        )
+        if self._at_work is None:
+            return facts
+        live, lanes = self._at_work
+        return replace(
+            facts,
+            epoch=live.epoch if signing.is_open else NOT_SERVING,
+            profiles=len(live),
+            unusable=len(live.trouble),
+            waiting=lanes.waiting,
+            hsm_seconds=lanes.pace(),
+        )
 
     def _lost(self, signing: Signing, error: KmsdError) -> None:
         log.error("hsm_lost", reason=error.reason, message=str(error))
