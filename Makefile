@@ -51,7 +51,7 @@ setup: $(VENV)/.installed
 setup-dev: $(VENV)/.installed-dev
 
 setup-test: setup
-	@softhsm/install-debian pebble secsipidx openssl opensc systemd gcc libc6-dev groff-base
+	@softhsm/install-debian postgresql pebble secsipidx openssl opensc systemd gcc libc6-dev groff-base
 
 setup-bench: setup setup-dev
 	@softhsm/install-debian secsipidx gcc libc6-dev

@@ -4,7 +4,8 @@ Persistence only: it decides nothing, signs nothing, and holds no private key. (
 where chains are public is the `repository`.) Calls block; the keeper makes them in a thread.
 """
 
+from kmsd.store.election import Term
 from kmsd.store.journal import Event
 from kmsd.store.records import AT_REST, Store
 
-__all__ = ["AT_REST", "Event", "Store"]
+__all__ = ["AT_REST", "Event", "Store", "Term"]

@@ -2,8 +2,10 @@
 
 Every change names the version it was made from, so that of two writers one is refused and
 nothing is lost. All calls block and may come from any thread. Any of them may raise
-Unavailable (STORE_DISK_FULL, STORE_BUSY, STORE_IO_ERROR) or Misconfigured (STORE_CORRUPTED,
-STORE_DAMAGED, STORE_CANNOT_OPEN); then nothing was changed.
+Unavailable (STORE_UNREACHABLE, STORE_DISK_FULL, STORE_READ_ONLY, STORE_BUSY, STORE_IO_ERROR) or
+Misconfigured (STORE_CORRUPTED, STORE_DAMAGED, STORE_CANNOT_OPEN, STORE_LOGIN_REFUSED); then
+nothing was changed, unless the connection ended while a change was being made final: reading
+again tells.
 """
 
 import re
@@ -17,7 +19,8 @@ import sqlalchemy as sa
 from kmsd.errors import Invalid
 from kmsd.model import Account, Active, Credential, RevocationList, TrustList
 from kmsd.store import journal, rows, tables
-from kmsd.store.database import Database
+from kmsd.store.database import Database, Password, no_password
+from kmsd.store.election import Term
 from kmsd.store.journal import Event
 
 AT_REST = ("active", "retired", "failed", "destroyed")
@@ -25,27 +28,40 @@ AT_REST = ("active", "retired", "failed", "destroyed")
 
 
 class Store:
-    """An open store: from `Store.open`, closed by `close` or as a context manager."""
+    """An open store: from `open`, `at` or `look`, closed by `close` or as a context manager.
+
+    url: in SQLAlchemy's form, sqlite:////... or postgresql://...; never with a password.
+    password: gives PostgreSQL's, each time a connection is made; "": libpq knows it, or none is
+    needed. Each of the three raises Misconfigured (STORE_URL_INVALID, STORE_URL_UNSUPPORTED,
+    STORE_FOLDER_MISSING, ...) or Unavailable.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     @classmethod
-    def open(cls, url: str) -> Self:
-        """Open the database at `url` (SQLAlchemy's form) and bring its schema up to date.
+    def open(cls, url: str, password: Password = no_password) -> Self:
+        """For one process that is alone with the store: it may write at any time.
 
-        Raises Misconfigured (STORE_URL_INVALID, STORE_URL_UNSUPPORTED, STORE_FOLDER_MISSING,
-        STORE_SCHEMA_NEWER, ...) or Unavailable.
+        The schema is brought up to date. Raises also Misconfigured STORE_SCHEMA_NEWER.
         """
-        return cls(Database.open(url))
+        return cls(Database.open(url, password))
 
     @classmethod
-    def look(cls, url: str) -> Self:
+    def at(cls, url: str, password: Password = no_password) -> Self:
+        """For a keeper: it may read, and writes while it is `acting`.
+
+        Also when a database server is not there yet: then calls raise until it is.
+        """
+        return cls(Database.at(url, password))
+
+    @classmethod
+    def look(cls, url: str, password: Password = no_password) -> Self:
         """Open an existing, up-to-date store for reading only: nothing is made or migrated.
 
-        Raises Misconfigured (STORE_MISSING, STORE_SCHEMA_OLDER, and as `open`) or Unavailable.
+        Raises also Misconfigured STORE_MISSING or STORE_SCHEMA_OLDER.
         """
-        return cls(Database.look(url))
+        return cls(Database.look(url, password))
 
     def close(self) -> None:
         """Let go of the database."""
@@ -61,12 +77,30 @@ class Store:
         """What the database finds wrong with its own file; () when nothing is."""
         return self._database.damage()
 
-    def acting(self, token: str) -> AbstractContextManager[None]:
-        """Be the one keeper that acts on this store, while inside.
+    @property
+    def shared(self) -> bool:
+        """Whether keepers of several hosts can be at it, of which one acts."""
+        return self._database.shared
 
-        token: label of the HSM token. Raises Precondition KEEPER_ALREADY_RUNNING.
+    def acting(self, token: str) -> AbstractContextManager[Term]:
+        """Be the one keeper that acts on this store, while inside; its schema is brought up to
+        date first.
+
+        token: label of the HSM token. Raises Precondition KEEPER_ALREADY_RUNNING, Misconfigured
+        (STORE_OF_ANOTHER_TOKEN, STORE_SCHEMA_NEWER, STORE_DATABASE_UNFIT). On a shared store the
+        term can end before the context does: then every change raises Unavailable
+        KEEPER_SEAT_LOST, and nothing is changed.
         """
         return self._database.acting(token)
+
+    def require_acting(self) -> None:
+        """Raises Unavailable KEEPER_STANDS_BY when we are known not to act; asks nobody."""
+        self._database.require_acting()
+
+    def check_acting(self) -> None:
+        """Asks the database whether this process acts, as every change does. Raises as they do."""
+        with self._database.writing():
+            pass
 
     # Credentials
 

@@ -1,7 +1,7 @@
 """SQLite under the store: files, transactions, locks, and what its errors mean.
 
-The only file that knows SQLite. Another database is another file with the same four
-public names. Nothing here knows what is stored.
+The only file that knows SQLite; `postgres` is the same for another database. Nothing here
+knows what is stored.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,10 +27,24 @@ WRITING = "kmsd_writing"
 
 
 @dataclass(frozen=True)
+class Seat:
+    """The kernel's lock on this store's keeper, held by this process: it cannot be lost."""
+
+    _engine: sa.Engine
+    lost = False
+
+    def writing(self) -> AbstractContextManager[sa.Connection]:
+        """A transaction that holds the write lock."""
+        return self._engine.begin()
+
+
+@dataclass(frozen=True)
 class Sqlite:
     """The database file that `url` names."""
 
     url: sa.URL
+
+    shared = False
 
     @property
     def path(self) -> Path:
@@ -62,9 +77,17 @@ class Sqlite:
         url = self.url.set(database=f"file:{quoted}", query={"mode": "ro", "uri": "true"})
         return self._connected(url, wal=False)
 
+    @staticmethod
+    def reader(engine: sa.Engine) -> sa.Engine:
+        return engine
+
+    @staticmethod
+    def writer(engine: sa.Engine) -> sa.Engine:
+        return engine.execution_options(**{WRITING: True})
+
     @contextlib.contextmanager
-    def acting(self, token: str) -> Iterator[None]:
-        """Be the one keeper on this store. Raises Precondition KEEPER_ALREADY_RUNNING, or as
+    def seat(self, engine: sa.Engine, token: str) -> Iterator[Seat]:
+        """The keeper's seat on this store. Raises Precondition KEEPER_ALREADY_RUNNING, or as
         `engine` when the lock file cannot be made.
 
         The lock is the kernel's (flock), so it ends with the process however that ends.
@@ -89,7 +112,7 @@ class Sqlite:
         try:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()} {token}\n".encode(), 0)
-            yield
+            yield Seat(self.writer(engine))
         finally:
             # The file stays: unlinking it would let two keepers lock two files of one name.
             os.close(descriptor)

@@ -61,6 +61,16 @@ epochs = sa.Table(
     sa.Column("epoch", sa.BigInteger, nullable=False),
 )
 
+terms = sa.Table(
+    "terms",
+    metadata,
+    sa.Column("name", sa.String(16), primary_key=True),
+    sa.Column("generation", sa.BigInteger, nullable=False),
+    sa.Column("token", sa.String(32), nullable=False),
+    sa.Column("host", sa.String(255), nullable=False),
+    sa.Column("pid", sa.BigInteger, nullable=False),
+)
+
 events = sa.Table(
     "events",
     metadata,

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -43,16 +43,16 @@ from kmsd.model import (
     Trouble,
     TrustList,
 )
-from kmsd.store import Event, Store, schema
-
-DATABASES: dict[str, Callable[[Path], str]] = {
-    "sqlite": lambda folder: f"sqlite:///{folder / 'kmsd.db'}",
-}
+from kmsd.store import Event, Store, rows, schema, tables
+from tests.postgres import Postgres
 
 
-@pytest.fixture(params=DATABASES)
+@pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return DATABASES[request.param](tmp_path)
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'kmsd.db'}"
+    server: Postgres = request.getfixturevalue("postgres_server")
+    return server.database()
 
 
 @pytest.fixture
@@ -345,6 +345,29 @@ def test_the_journal_tells_what_happened_newest_first(store: Store) -> None:
 # Opening, schema, locks
 
 
+def test_a_keeper_writes_while_it_acts_and_only_then(url: str) -> None:
+    with Store.at(url) as store:
+        with store.acting("kmsd"):
+            store.require_acting()
+            store.check_acting()
+            kept = store.insert(credential(1))
+        for change in (store.require_acting, store.check_acting, store.next_epoch):
+            with pytest.raises(Unavailable) as refusal:
+                change()
+            assert refusal.value.reason == "KEEPER_STANDS_BY"
+        assert store.credentials() == (kept,)
+        assert store.epoch() == 0
+
+
+def test_terms_are_counted(url: str) -> None:
+    generations = []
+    for _ in range(3):
+        with Store.at(url) as store, store.acting("kmsd") as term:
+            generations.append(term.generation)
+            assert not term.over
+    assert generations == [1, 2, 3]
+
+
 def test_one_keeper_at_a_time(url: str) -> None:
     with Store.open(url) as first, Store.open(url) as second:
         with (
@@ -420,10 +443,22 @@ def test_a_store_of_the_first_schema_is_brought_up_to_date(url: str) -> None:
     with connected(url) as connection:
         command.upgrade(schema.configuration(connection), "0001")
         connection.exec_driver_sql("UPDATE epochs SET epoch = 7")
-    with Store.open(url) as store:
+        old = rows.columns(credential(1, ACTIVE))
+        connection.execute(sa.insert(tables.credentials).values(old))
+    with Store.at(url) as store, store.acting("kmsd"):
         assert store.epoch() == 7
+        assert store.active("acme") == credential(1, ACTIVE)
         with connected(url) as connection:
             assert schema.inspected(connection).current
+
+
+def test_an_older_schema_is_not_looked_at(url: str) -> None:
+    Store.open(url).close()
+    with connected(url) as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
+    with pytest.raises(Misconfigured) as refusal:
+        Store.look(url)
+    assert refusal.value.reason == "STORE_SCHEMA_OLDER"
 
 
 def test_looking_changes_nothing(url: str) -> None:
@@ -441,6 +476,7 @@ def test_looking_changes_nothing(url: str) -> None:
 
 def connected(url: str) -> AbstractContextManager[sa.Connection]:
     """A plain connection in a transaction, beside the store."""
+    url = url.replace("postgresql:", "postgresql+psycopg:")
     return sa.create_engine(url, poolclass=sa.NullPool).begin()
 
 
