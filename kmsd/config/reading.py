@@ -109,7 +109,8 @@ def _definite(configuration: Configuration, folder: Path, *, listens: bool) -> C
             _with_paths(hsm, folder, "pin"), module=_module(hsm.module, folder)
         ),
         store=msgspec.structs.replace(
-            configuration.store, url=_store_url(configuration.store.url, state, folder)
+            _with_paths(configuration.store, folder, "password"),
+            url=_store_url(configuration.store.url, state, folder),
         ),
         keeper=msgspec.structs.replace(keeper, listen=f"unix:{_absolute(socket, folder)}"),
         repository=msgspec.structs.replace(

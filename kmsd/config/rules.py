@@ -6,7 +6,7 @@ One line a problem, `path: what is wrong`; never with the value of what may be a
 import re
 from collections import Counter
 from collections.abc import Iterator
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from kmsd.config import shape, syntax
 from kmsd.config.shape import below, similar
@@ -21,6 +21,7 @@ from kmsd.settings import (
     IssuerRules,
     Profile,
     Repository,
+    Store,
     SubjectRule,
 )
 from kmsd.tnauthlist import check_spc
@@ -43,6 +44,7 @@ def problems(configuration: Configuration) -> Iterator[str]:
                     "hyphens, and begins with no hyphen"
                 )
     yield from _folders(configuration)
+    yield from _store(configuration.store)
     yield from _hsm(configuration.hsm)
     for name, authority in configuration.authorities.items():
         yield from _authority(authority, below("authorities", name))
@@ -79,17 +81,40 @@ def _warnings(configuration: Configuration) -> Iterator[str]:
             yield f"{path}.subject.organization: is empty; a certificate must have one O"
     if syntax.port(urlsplit(configuration.repository.public_url)) not in (443, 8443):
         yield "repository.public_url: verifiers take chains from ports 443 and 8443 only"
+    store = urlsplit(configuration.store.url)
+    if not store.scheme.startswith("postgresql"):
+        if configuration.store.password:
+            yield "store.password: is asked for by no SQLite"
+    elif not _is_private(store):
+        yield (
+            "store.url: without ?sslmode=verify-full&sslrootcert=/path/of/ca.pem, whoever is "
+            "between can read the store and change it"
+        )
     if configuration.signer.plaintext:
         yield "signer.plaintext: whoever is on this host can have calls signed"
+
+
+def _is_private(store: SplitResult) -> bool:
+    """Whether nobody can be between us and the PostgreSQL of this URL."""
+    query = dict(parse_qsl(store.query))
+    host = store.hostname or query.get("hostaddr") or query.get("host", "/")
+    here = host.startswith("/") or host in ("localhost", "127.0.0.1", "::1")
+    return here or query.get("sslmode") == "verify-full"
 
 
 def _folders(configuration: Configuration) -> Iterator[str]:
     for name in ("state", "run"):
         if not getattr(configuration, name):
             yield f"{name}: is empty"
-    url = configuration.store.url
-    if "@" in url and ":" in url.split("://", 1)[-1].rsplit("@", 1)[0]:
-        yield "store.url: holds a password; leave it out and use PGPASSFILE"
+
+
+def _store(store: Store) -> Iterator[str]:
+    scheme, _, rest = store.url.partition(":")
+    if scheme not in ("", "sqlite", "sqlite+pysqlite", "postgresql", "postgresql+psycopg"):
+        yield "store.url: begins with sqlite:/// or postgresql://"
+    if "@" in rest and ":" in rest.removeprefix("//").rsplit("@", 1)[0]:
+        yield "store.url: holds a password; leave it out, and say in store.password where it is"
+    yield from syntax.reference(store.password, "store.password")
 
 
 def _hsm(hsm: Hsm) -> Iterator[str]:

@@ -24,7 +24,9 @@ class Hsm(Settings, frozen=True):
 
 class Store(Settings, frozen=True):
     url: str = ""
-    """SQLAlchemy URL; empty: SQLite in the state folder."""
+    """SQLAlchemy URL, sqlite:////... or postgresql://...; empty: SQLite in the state folder."""
+    password: str = ""
+    """Where PostgreSQL's password is: path of a file, or credential:NAME; empty: none is sent."""
 
 
 class Tls(Settings, frozen=True):

@@ -242,6 +242,29 @@ def test_a_value_in_the_wrong_place_is_never_shown(file: Path) -> None:
     assert "s3cret" not in str(problems(file, with_("store.url", '"postgresql://u:s3cret@h/d"')))
 
 
+@pytest.mark.parametrize(
+    ("url", "private"),
+    [
+        ("postgresql:///kmsd", True),
+        ("postgresql://kmsd@/kmsd?host=/run/postgresql", True),
+        ("postgresql://kmsd@[::1]/kmsd", True),
+        ("postgresql://kmsd@db/kmsd?sslmode=verify-full&sslrootcert=/etc/ca.pem", True),
+        ("postgresql://kmsd@db/kmsd", False),
+        ("postgresql://kmsd@/kmsd?host=db", False),
+        ("postgresql://kmsd@db/kmsd?sslmode=require", False),
+    ],
+)
+def test_a_store_that_others_can_listen_to_is_a_warning(
+    file: Path, url: str, private: bool
+) -> None:
+    text = with_("store.password", '"./pw"', with_("store.url", f'"{url}"'))
+    loaded = load(file, text)
+    assert loaded.store.password == f"{file.parent}/pw"
+    said = [line.split(":")[0] for line in config.warnings(loaded)]
+    assert said == ([] if private else ["store.url"])
+    assert len(config.warnings(load(file, with_("store.password", '"./pw"')))) == 1
+
+
 def test_what_is_allowed_but_may_not_be_meant_is_a_warning(file: Path) -> None:
     second = '\n[profiles.other]\nspc = "1234"\nauthority = "us"\nissuers = ["ca"]\n'
     text = with_("repository.public_url", '"https://cr.example:9443/"') + second
