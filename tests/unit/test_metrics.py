@@ -74,47 +74,40 @@ def some() -> Totals:
     return counters.totals()
 
 
-def value(text: bytes, name: str, **labels: str) -> float:
-    return series(text)[name, frozenset(labels.items())]
+class Read:
+    """A signer's text, as Prometheus reads it."""
+
+    def __init__(self, text: bytes, signer: str) -> None:
+        self._series = series(text)
+        self._signer = signer
+
+    def value(self, name: str, **labels: str) -> float:
+        labels["signer"] = self._signer
+        return self._series[f"kmsd_signer_{name}", frozenset(labels.items())]
 
 
 @given(TOTALS)
 def test_what_was_counted_is_what_prometheus_reads(totals: Totals) -> None:
-    text = rendered(2, STATE, totals)
+    read = Read(rendered(2, STATE, totals), "2")
     for (ppt, attest), count in totals.signed.items():
-        name = "kmsd_signer_signatures_total"
-        assert value(text, name, signer="2", type=ppt, attest=attest) == count
+        assert read.value("signatures_total", type=ppt, attest=attest) == count
     for profile, count in totals.by_profile.items():
-        name = "kmsd_signer_profile_signatures_total"
-        assert value(text, name, signer="2", profile=profile) == count
+        assert read.value("profile_signatures_total", profile=profile) == count
     for reason, count in totals.refused.items():
-        assert value(text, "kmsd_signer_refused_total", signer="2", reason=reason) == count
-    requests = "kmsd_signer_requests_total"
-    assert value(text, requests, signer="2", method="Sign") == totals.calls
-    assert value(text, requests, signer="2", method="SignStream") == totals.frames
+        assert read.value("refused_total", reason=reason) == count
+    assert read.value("requests_total", method="Sign") == totals.calls
+    assert read.value("requests_total", method="SignStream") == totals.frames
     for bound, count in zip((*BOUNDS, math.inf), totals.took, strict=True):
         le = "+Inf" if bound == math.inf else str(bound)
-        assert value(text, "kmsd_signer_answer_seconds_bucket", signer="2", le=le) == count
-    assert value(text, "kmsd_signer_answer_seconds_count", signer="2") == totals.took[-1]
-    assert value(text, "kmsd_signer_answer_seconds_sum", signer="2") == totals.seconds
-    assert value(text, "kmsd_signer_streams", signer="2") == totals.streams
+        assert read.value("answer_seconds_bucket", le=le) == count
+    assert read.value("answer_seconds_count") == totals.took[-1]
+    assert read.value("answer_seconds_sum") == totals.seconds
+    assert read.value("streams") == totals.streams
 
 
 def test_the_state_is_what_prometheus_reads() -> None:
-    text = rendered(1, STATE, some())
-    assert {
-        name: value(text, f"kmsd_signer_{name}", signer="1")
-        for name in (
-            "serving",
-            "start_time_seconds",
-            "epoch",
-            "profiles",
-            "profiles_unusable",
-            "waiting",
-            "hsm_seconds",
-            "cpu_seconds_total",
-        )
-    } == {
+    read = Read(rendered(1, STATE, some()), "1")
+    values = {
         "serving": 1,
         "start_time_seconds": 1_800_000_000,
         "epoch": 7,
@@ -124,6 +117,7 @@ def test_the_state_is_what_prometheus_reads() -> None:
         "hsm_seconds": 0.00004,
         "cpu_seconds_total": 1.25,
     }
+    assert {name: read.value(name) for name in values} == values
 
 
 def test_the_files_of_two_signers_can_be_read_together() -> None:
