@@ -16,6 +16,8 @@ from kmsd.settings import Caller
 
 EVERY_PROFILE: Final = "*"
 LEVELS: Final = {"A": 3, "B": 2, "C": 1}
+MOST_KNOWN: Final = 1024
+"""Peers whose grants are kept: each granted caller, and what else its certificates name."""
 UNIX: Final = "unix"
 """Whoever reaches a unix socket."""
 PLAINTEXT: Final = "plaintext"
@@ -97,11 +99,19 @@ class Grants:
         self._callers: defaultdict[str, list[Caller]] = defaultdict(list)
         for caller in callers:
             self._callers[caller.id].append(caller)
+        self._known: dict[tuple[str, ...], PeerGrants] = {}
 
     def of(self, identities: Sequence[str]) -> PeerGrants:
         """What a peer with these identities (URI, DNS name, `CN=...`) was granted."""
-        mine = [caller for identity in identities for caller in self._callers.get(identity, ())]
-        return PeerGrants(identities, mine)
+        # Every unary call asks, and a caller may have ten thousand profiles.
+        names = tuple(identities)
+        peer = self._known.get(names)
+        if peer is None:
+            mine = [caller for name in names for caller in self._callers.get(name, ())]
+            peer = PeerGrants(names, mine)
+            if mine and len(self._known) < MOST_KNOWN:  # strangers are not kept
+                self._known[names] = peer
+        return peer
 
 
 def certificate_identities(

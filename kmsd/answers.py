@@ -15,7 +15,7 @@ from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from kmsapi.v1.signing_pb2 import Refusal
 
-from kmsd.errors import DOMAIN, KmsdError, PeerRefused, Unavailable
+from kmsd.errors import DOMAIN, Exhausted, KmsdError, PeerRefused, Unavailable
 
 LONGEST_TEXT = 1024
 """Bytes of the message and of one metadata value."""
@@ -47,12 +47,16 @@ def rich_status(error: KmsdError) -> Status:
 
 
 def refusal(error: KmsdError) -> Refusal:
-    """The same facts for one item of a frame."""
+    """The same facts for one item of a frame, or for a frame; RetryInfo's as
+    `retry_after_seconds`."""
+    facts = _facts(error, LONGEST_TEXT)
+    if seconds := _retry_after(error):
+        facts["retry_after_seconds"] = f"{seconds:.3f}"
     return Refusal(
         code=code_number(error),
         reason=error.reason,
         message=_cut(str(error), LONGEST_TEXT),
-        metadata=_facts(error, LONGEST_TEXT),
+        metadata=facts,
     )
 
 
@@ -66,11 +70,15 @@ def _status(error: KmsdError, longest: int) -> Status:
     status = Status(code=code_number(error), message=_cut(str(error), longest))
     facts = _facts(error, longest)
     _pack(status.details.add(), ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=facts))
-    if isinstance(error, Unavailable) and error.retry_after > 0:
+    if seconds := _retry_after(error):
         delay = Duration()
-        delay.FromNanoseconds(int(error.retry_after * 1e9))
+        delay.FromNanoseconds(int(seconds * 1e9))
         _pack(status.details.add(), RetryInfo(retry_delay=delay))
     return status
+
+
+def _retry_after(error: KmsdError) -> float:
+    return error.retry_after if isinstance(error, Exhausted | Unavailable) else 0.0
 
 
 def _facts(error: KmsdError, longest: int) -> dict[str, str]:

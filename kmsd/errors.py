@@ -1,7 +1,7 @@
 """What can go wrong, sorted by whose fault it is.
 
 `Refused` is the caller's fault, `PeerRefused` that of an STI-PA, STI-CA or STI-CR,
-`Misconfigured` the operator's to correct, `Unavailable` nobody's: try again.
+`Misconfigured` the operator's to correct, `Unavailable` and `Late` nobody's: try again.
 Every error carries a `reason` for programs (UPPER_SNAKE, stable: part of the API,
 google.rpc.ErrorInfo), one sentence for people, and the next step to take.
 Foreign exceptions are translated into these once, at the adapter that met them.
@@ -67,9 +67,24 @@ class Precondition(Refused):
 
 
 class Exhausted(Refused):
-    """Over a limit: the caller must slow down or send less."""
+    """Over a limit: the caller must slow down or send less.
+
+    retry_after: seconds after which there may be room, 0.0 when nobody knows.
+    """
 
     code = "RESOURCE_EXHAUSTED"
+
+    def __init__(
+        self,
+        reason: str,
+        message: str,
+        *,
+        retry_after: float = 0.0,
+        next_step: str = "",
+        **metadata: str,
+    ) -> None:
+        super().__init__(reason, message, next_step=next_step, **metadata)
+        self.retry_after = retry_after
 
 
 class PeerRefused(KmsdError):
@@ -115,6 +130,12 @@ class Unavailable(KmsdError):
     ) -> None:
         super().__init__(reason, message, next_step=next_step, **metadata)
         self.retry_after = retry_after
+
+
+class Late(KmsdError):
+    """The caller's deadline passed before its turn; nothing was done for it."""
+
+    code = "DEADLINE_EXCEEDED"
 
 
 class Misconfigured(KmsdError):

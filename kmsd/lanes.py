@@ -3,18 +3,23 @@
 Work moves to a thread per frame, never per signature, so that a slow HSM stops neither the event
 loop nor the health check. All lanes take from one queue: a frame is cut into pieces that keep a
 lane busy for about a millisecond, so that a network HSM of many sessions has all of them at work
-and a quick one is not asked in crumbs. A frame whose caller has gone is dropped while it waits.
-The first lost HSM is told to `on_loss`, once; the process is then replaced (a PKCS#11 module is
-not re-initialised under running signatures).
+and a quick one is not asked in crumbs. A frame nobody waits for is dropped while it waits.
+
+The first lost HSM, or one that says nothing for SILENCE, is told to `on_loss`, once, and whatever
+is at work fails; the process is then replaced (a PKCS#11 module is not re-initialised under
+running signatures, and a call that hangs in it ends with its process alone).
 """
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from queue import SimpleQueue
+from contextlib import suppress
+from math import inf
+from queue import Empty, SimpleQueue
 from threading import Lock, Thread
 
-from kmsd.errors import Exhausted, KmsdError, Unavailable
+from kmsd.errors import Exhausted, KmsdError, Late, Unavailable
 from kmsd.hsm import Handle, Hsm, Session
 from kmsd.keyring import Entry
 
@@ -25,15 +30,25 @@ PIECE = 0.001
 TOGETHER = 0.0005
 """Seconds for which a lane gathers what it has done, so that under load many lone signatures cost
 one wake-up of the event loop."""
+SILENCE = 5.0
+"""Seconds without a signature after which an HSM that is asked for one counts as lost."""
+CLOSING = 2.0
+"""Seconds in which a lane that is told to end does so, or hangs."""
+LOADING_PAUSE = 0.001
+"""Seconds between two keys that are loaded, for a lane that has something to sign."""
 
 
 class Batch:
-    """One frame at work: its signatures in order, once all pieces are there."""
+    """One frame at work: its signatures in order, once all pieces are there.
 
-    __slots__ = ("_left", "_signatures", "future", "key")
+    deadline: of the monotonic clock; what has not begun by then does not begin.
+    """
 
-    def __init__(self, key: Handles, items: int, pieces: int) -> None:
+    __slots__ = ("_left", "_signatures", "deadline", "future", "key")
+
+    def __init__(self, key: Handles, items: int, pieces: int, deadline: float) -> None:
         self.key = key
+        self.deadline = deadline
         self.future: asyncio.Future[list[bytes]] = asyncio.get_running_loop().create_future()
         self._signatures = [b""] * items
         self._left = pieces
@@ -55,15 +70,51 @@ Piece = tuple[Batch, int, Sequence[bytes]]
 Done = tuple[Batch, int, list[bytes] | Exception]
 
 
-class Lane:
-    """One thread, one session. pace: seconds a signature takes it of late."""
+class Finished:
+    """What lanes have done, on its way back: one wake-up of the loop for all that is there."""
 
-    def __init__(self, hsm: Hsm, number: int, pieces: "SimpleQueue[Piece | None]") -> None:
+    def __init__(self) -> None:
+        self._done: deque[Done] = deque()
+        self._is_told = False
+
+    def append(self, done: Done) -> None:
+        """In any lane's thread; `tell` follows before that lane waits for anything."""
+        self._done.append(done)
+
+    def tell(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Wakes the loop, unless it was woken and has not come yet."""
+        if self._done and not self._is_told:
+            self._is_told = True
+            try:
+                loop.call_soon_threadsafe(self._take)
+            except RuntimeError:  # the loop is closed: nobody waits any more
+                self._done.clear()
+
+    def _take(self) -> None:
+        # In this order: what is appended after the flag is down wakes the loop again.
+        self._is_told = False
+        while self._done:
+            batch, start, outcome = self._done.popleft()
+            batch.took(start, outcome)
+
+
+class Lane:
+    """One thread, one session.
+
+    pace: seconds a signature takes it of late. signed: how many it has made. at_work: in the HSM.
+    """
+
+    def __init__(
+        self, hsm: Hsm, number: int, pieces: "SimpleQueue[Piece | None]", finished: Finished
+    ) -> None:
         """Blocks until the session is open. Raises Unavailable."""
         self.number = number
         self.pace = 0.0
+        self.signed = 0
+        self.at_work = False
         self._session: Session = hsm.session()
         self._pieces = pieces
+        self._finished = finished
         self._turn = Lock()  # a session is one thread's at a time: ours, or that of `load`
         # A daemon: a thread that hangs in the HSM must not keep its process from being replaced.
         self._thread = Thread(target=self._work, name=f"lane-{number}", daemon=True)
@@ -72,60 +123,65 @@ class Lane:
     def load(self, entries: Sequence[Entry]) -> list[Handle | KmsdError]:
         """Finds the keys and checks them; for each entry its handle, or why it cannot sign.
 
-        Blocks, between two pieces of this lane.
+        Blocks; what is to be signed meanwhile takes its turn between two keys.
         """
         found: list[Handle | KmsdError] = []
-        with self._turn:
-            for entry in entries:
+        for entry in entries:
+            with self._turn:
                 try:
                     found.append(self._session.load(entry.key_id, entry.spki_sha256))
                 except KmsdError as error:
                     found.append(error)
+            if self.at_work:  # it waits for its turn, and a Lock is not fair
+                time.sleep(LOADING_PAUSE)
         return found
 
-    def close(self) -> None:
-        """Waits for the thread, which was told to end, then closes the session."""
-        self._thread.join()
+    def close(self) -> bool:
+        """Waits for the thread, which was told to end, and closes the session; False: it hangs."""
+        self._thread.join(CLOSING)
+        if self._thread.is_alive():
+            return False
         self._session.close()
+        return True
 
     def _work(self) -> None:
         """The thread: piece after piece, until None."""
-        pieces = self._pieces
-        piece = pieces.get()
+        piece = self._pieces.get()
+        tell_by = time.monotonic() + TOGETHER
         while piece is not None:
-            enough = time.perf_counter() + TOGETHER
-            done: list[Done] = []
-            while piece is not None:
-                batch, start, digests = piece
-                if not batch.future.cancelled():
-                    done.append((batch, start, self._outcome(batch.key, digests)))
-                if pieces.empty() or time.perf_counter() > enough:
-                    break
-                piece = pieces.get()
-            if done:
-                try:
-                    done[0][0].future.get_loop().call_soon_threadsafe(_tell, done)
-                except RuntimeError:  # the loop is closed: nobody waits any more
-                    return
-            if piece is not None:
-                piece = pieces.get()
+            batch, start, digests = piece
+            if not batch.future.done():
+                self._finished.append((batch, start, self._outcome(batch, digests)))
+            try:
+                piece = self._pieces.get_nowait()
+            except Empty:
+                self._finished.tell(batch.future.get_loop())
+                piece = self._pieces.get()
+                tell_by = time.monotonic() + TOGETHER
+            else:
+                if piece is None or time.monotonic() + len(piece[2]) * self.pace > tell_by:
+                    self._finished.tell(batch.future.get_loop())
+                    tell_by = time.monotonic() + TOGETHER
 
-    def _outcome(self, key: Handles, digests: Sequence[bytes]) -> list[bytes] | Exception:
-        sign, handle = self._session.sign, key[self.number]
-        begun = time.perf_counter()
+    def _outcome(self, batch: Batch, digests: Sequence[bytes]) -> list[bytes] | Exception:
+        sign, handle = self._session.sign, batch.key[self.number]
+        signatures = []
+        self.at_work = True
         try:
             with self._turn:
-                signatures = [sign(handle, digest) for digest in digests]
+                begun = time.monotonic()
+                if begun > batch.deadline:
+                    return late()
+                for digest in digests:
+                    signatures.append(sign(handle, digest))
+                    self.signed += 1
         except Exception as error:
             return error
-        each = (time.perf_counter() - begun) / len(digests)
+        finally:
+            self.at_work = False
+        each = (time.monotonic() - begun) / len(digests)
         self.pace = self.pace * 0.8 + each * 0.2 if self.pace else each
         return signatures
-
-
-def _tell(done: "list[Done]") -> None:
-    for batch, start, outcome in done:
-        batch.took(start, outcome)
 
 
 class Lanes:
@@ -133,7 +189,7 @@ class Lanes:
 
     longest_wait: seconds a frame may wait for its turn; `admit` refuses one that would wait longer,
     so that what is accepted stays quick. Opening blocks: it is no work for the event loop.
-    Raises Unavailable.
+    waiting: signatures that are asked for and not there. Raises Unavailable.
     """
 
     def __init__(
@@ -144,10 +200,14 @@ class Lanes:
         self._on_loss = on_loss
         self._lost = False
         self._pieces: SimpleQueue[Piece | None] = SimpleQueue()
+        self._finished = Finished()
+        self._leaving: deque[Piece] = deque()
+        self._batches: set[Batch] = set()
+        self._progress: dict[int, tuple[int, float]] = {}
         self._lanes: list[Lane] = []
         try:
             for number in range(min(threads, hsm.max_threads)):
-                self._lanes.append(Lane(hsm, number, self._pieces))
+                self._lanes.append(Lane(hsm, number, self._pieces, self._finished))
         except BaseException:
             self.close()
             raise
@@ -161,50 +221,80 @@ class Lanes:
         )
         return [self._agreed(found) for found in zip(*answers, strict=True)]
 
-    def admit(self, count: int) -> None:
-        """Raises Exhausted (OVERLOADED) when `count` more signatures would wait too long.
+    def admit(self) -> None:
+        """Raises Exhausted (OVERLOADED) when another frame would wait too long for its turn.
 
         Asked before a frame costs anything. Idle lanes take whatever comes.
         """
-        each = self.pace() / len(self._lanes)
-        if self.waiting and (self.waiting + count) * each > self._longest_wait:
+        wait = self.waiting * self.pace() / len(self._lanes)
+        if wait > self._longest_wait:
             raise Exhausted(
                 "OVERLOADED",
                 "This signer has more to sign than it can in time.",
                 next_step="Try another signer, or send less.",
-                retry_after_seconds=f"{self.waiting * each:.3f}",
+                retry_after=wait,
             )
 
-    def sign(self, key: Handles, digests: Sequence[bytes]) -> "asyncio.Future[list[bytes]]":
+    def sign(
+        self, key: Handles, digests: Sequence[bytes], deadline: float = inf
+    ) -> "asyncio.Future[list[bytes]]":
         """64 bytes r||s for each 32-byte digest of one frame, in their order.
 
-        Fails with KmsdError: Unavailable when the HSM is lost.
+        deadline: of the monotonic clock. Fails with KmsdError: Unavailable when the HSM is lost,
+        Late when the deadline passes first.
         """
         count = len(digests)
         size = -(-count // len(self._lanes))
         if len(self._lanes) > 1 and (pace := self.pace()):
             size = max(1, min(size, int(PIECE / pace)))
         starts = range(0, count, size)
-        batch = Batch(key, count, len(starts))
+        batch = Batch(key, count, len(starts), deadline)
         self.waiting += count
-        batch.future.add_done_callback(lambda signed: self._signed(count, signed))
-        for start in starts:
-            self._pieces.put((batch, start, digests[start : start + size]))
+        self._batches.add(batch)
+        batch.future.add_done_callback(lambda signed: self._signed(batch, count, signed))
+        if not self._leaving:
+            asyncio.get_running_loop().call_soon(self._leave)
+        self._leaving.extend((batch, start, digests[start : start + size]) for start in starts)
         return batch.future
 
-    def close(self) -> None:
-        """Signs what waits, then closes every session; the login is closed after this."""
+    def watch(self, now: float) -> None:
+        """Loses an HSM that hangs: `now` and then, by the monotonic clock."""
+        for lane in self._lanes:
+            signed, since = self._progress.get(lane.number, (-1, now))
+            if not lane.at_work or lane.signed != signed:
+                self._progress[lane.number] = (lane.signed, now)
+            elif now - since > SILENCE:
+                self._lose(
+                    Unavailable(
+                        "HSM_SILENT", f"The HSM has not answered for {SILENCE:g} s and is given up."
+                    )
+                )
+
+    def close(self) -> bool:
+        """Signs what waits, then closes every session; the login is closed after this.
+
+        False when a lane hangs in the HSM: its module cannot be closed then, its process must end.
+        """
+        self._leave()
         for _ in self._lanes:
             self._pieces.put(None)
-        for lane in self._lanes:
-            lane.close()
+        closed = [lane.close() for lane in self._lanes]
+        return all(closed)
 
     def pace(self) -> float:
         """Seconds that a signature takes one lane of late; 0.0 before the first."""
         return sum(lane.pace for lane in self._lanes) / len(self._lanes)
 
-    def _signed(self, count: int, signed: "asyncio.Future[list[bytes]]") -> None:
+    def _leave(self) -> None:
+        """All that one round of the event loop brought leaves together: a lane that is woken for
+        each takes the interpreter's lock from the loop for each."""
+        with suppress(IndexError):  # it is empty
+            while True:
+                self._pieces.put(self._leaving.popleft())
+
+    def _signed(self, batch: Batch, count: int, signed: "asyncio.Future[list[bytes]]") -> None:
         self.waiting -= count
+        self._batches.discard(batch)
         if not signed.cancelled() and isinstance(error := signed.exception(), Unavailable):
             self._lose(error)
 
@@ -222,3 +312,11 @@ class Lanes:
         if not self._lost:
             self._lost = True
             self._on_loss(error)
+            for batch in self._batches:
+                if not batch.future.done():
+                    batch.future.set_exception(error)
+
+
+def late() -> Late:
+    """What is said to a call or frame whose time was over before its turn."""
+    return Late("DEADLINE_PASSED", "The deadline passed before this call's turn.")

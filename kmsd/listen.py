@@ -12,12 +12,13 @@ from typing import Any, TypeAlias, cast
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from kmsd.answers import abort
 from kmsd.config import secret
-from kmsd.errors import KmsdError, Misconfigured
+from kmsd.errors import Invalid, KmsdError, Misconfigured
 from kmsd.settings import Tls
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -112,6 +113,7 @@ class Answering(grpc.aio.ServerInterceptor):
 
 
 def _answering(handler: Handler, method: str) -> Handler:
+    deserializer = _checked(handler.request_deserializer, raises=bool(handler.request_streaming))
     shape = ("stream" if handler.request_streaming else "unary") + (
         "_stream" if handler.response_streaming else "_unary"
     )
@@ -122,6 +124,8 @@ def _answering(handler: Handler, method: str) -> Handler:
         @wraps(behaviour)
         async def wrapped(request: Any, context: Context) -> AsyncIterator[Any]:
             try:
+                if isinstance(request, Invalid):
+                    raise request
                 async with aclosing(behaviour(request, context)) as messages:
                     async for message in messages:
                         yield message
@@ -133,13 +137,36 @@ def _answering(handler: Handler, method: str) -> Handler:
         @wraps(behaviour)
         async def wrapped(request: Any, context: Context) -> Any:
             try:
+                if isinstance(request, Invalid):
+                    raise request
                 return await behaviour(request, context)
             except Exception as error:
                 await _end(context, method, error)
 
     make = getattr(grpc, f"{shape}_rpc_method_handler")
-    made: Handler = make(wrapped, handler.request_deserializer, handler.response_serializer)
+    made: Handler = make(wrapped, deserializer, handler.response_serializer)
     return made
+
+
+def _checked(
+    deserializer: Callable[[bytes], Any] | None, *, raises: bool
+) -> Callable[[bytes], Any]:
+    """The deserializer, with what is no message as Invalid (REQUEST_MALFORMED).
+
+    raises: or gives it. gRPC deserializes the messages of a stream where the handler reads them,
+    so that it can catch it, but that of a unary call before the handler is called.
+    """
+
+    def deserialize(message: bytes) -> Any:
+        try:
+            return deserializer(message) if deserializer else message
+        except DecodeError:
+            malformed = Invalid("REQUEST_MALFORMED", "That is no message of this method.")
+            if raises:
+                raise malformed from None
+            return malformed
+
+    return deserialize
 
 
 async def _end(context: Context, method: str, error: Exception) -> None:

@@ -126,6 +126,11 @@ class Live:
         finally:
             self._watchers.discard(queue)
 
+    def end(self) -> None:
+        """Ends every watch."""
+        for queue in list(self._watchers):
+            self._lose(queue)
+
     def _entry(self, profile: str) -> Entry | None:
         key = self._keys.get(profile)
         return key.entry if key else None
@@ -135,9 +140,13 @@ class Live:
             try:
                 queue.put_nowait(change)
             except asyncio.QueueFull:
-                self._watchers.discard(queue)
-                queue.get_nowait()
-                queue.put_nowait(LOST)
+                self._lose(queue)
+
+    def _lose(self, queue: "asyncio.Queue[Change]") -> None:
+        self._watchers.discard(queue)
+        if queue.full():
+            queue.get_nowait()
+        queue.put_nowait(LOST)
 
 
 def _key(entry: Entry, handles: Handles | KmsdError) -> Key | KmsdError:

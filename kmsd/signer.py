@@ -7,7 +7,9 @@ under it, it answers UNAVAILABLE, turns its health to NOT_SERVING and exits to b
 import asyncio
 import os
 import signal
+import sys
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from itertools import islice
 from pathlib import Path
@@ -36,7 +38,9 @@ FOLLOW_EVERY = 0.05
 """Seconds between two looks at the keyring."""
 LOOK_AGAIN_EVERY = 1.0
 """Seconds between two searches for keys that the HSM did not have."""
-LONGEST_WAIT = 0.045
+WATCH_EVERY = 0.25
+"""Seconds between two looks whether the HSM answers."""
+LONGEST_WAIT = 0.040
 """Seconds a frame may wait for the HSM before new ones are refused."""
 METRICS_EVERY = 5.0
 """Seconds between two writes of the metrics."""
@@ -51,11 +55,15 @@ async def run(configuration: Configuration, index: int) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, process.stop, 0)
-    return await process.run()
+    status = await process.run()
+    if process.is_stuck:
+        sys.stderr.flush()
+        os._exit(status)  # a thread in the HSM would be waited for, and may never come back
+    return status
 
 
 class Process:
-    """One signer from start to end."""
+    """One signer from start to end. is_stuck: its HSM was lost, and was not closed."""
 
     def __init__(self, configuration: Configuration, index: int) -> None:
         self._configuration = configuration
@@ -65,6 +73,7 @@ class Process:
         self._status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._said: Acknowledgement | None = None
         self._look_again = 0.0
+        self.is_stuck = False
         self._at_work: tuple[Live, Lanes] | None = None
 
     def stop(self, status: int) -> None:
@@ -94,7 +103,10 @@ class Process:
                     work.result()
                 status = self._status.result()
                 await listener.set_serving(False)
-                await listener.server.stop(DRAIN if status == 0 else 0.2)
+                stopping = asyncio.create_task(listener.server.stop(DRAIN if status == 0 else 0.2))
+                await asyncio.sleep(0)  # first it says that it goes away
+                signing.end()
+                await stopping
             finally:
                 work.cancel()
                 metrics.cancel()
@@ -106,7 +118,7 @@ class Process:
         """Opens the HSM when it can be opened, then follows the keyring for ever."""
         hsm = await self._open(presence, signing)
         async with AsyncExitStack() as opened:
-            opened.push_async_callback(asyncio.to_thread, hsm.close)
+            opened.push_async_callback(self._close, hsm.close)
             lanes = await asyncio.to_thread(
                 Lanes,
                 hsm,
@@ -114,7 +126,9 @@ class Process:
                 longest_wait=LONGEST_WAIT,
                 on_loss=lambda error: self._lost(signing, error),
             )
-            opened.push_async_callback(asyncio.to_thread, lanes.close)
+            opened.push_async_callback(self._close, lanes.close)
+            watch = asyncio.create_task(self._watch(lanes))
+            opened.callback(watch.cancel)
             live = Live(lanes)
             self._at_work = (live, lanes)
             reader = KeyringReader(Path(self._configuration.keyring))
@@ -126,6 +140,17 @@ class Process:
                     log.info("serving", epoch=live.epoch, profiles=len(live))
                 self._speak(presence, live if signing.is_open else None, trouble)
                 await asyncio.sleep(FOLLOW_EVERY)
+
+    async def _close(self, close: Callable[[], bool | None]) -> None:
+        """Lanes, then the HSM; neither when it was lost or hangs: their process ends instead."""
+        lost = self._status.done() and self._status.result() == HSM_LOST
+        self.is_stuck = self.is_stuck or lost or await asyncio.to_thread(close) is False
+
+    async def _watch(self, lanes: Lanes) -> None:
+        """Looks for ever whether the HSM answers."""
+        while True:
+            lanes.watch(time.monotonic())
+            await asyncio.sleep(WATCH_EVERY)
 
     async def _open(self, presence: Presence, signing: Signing) -> Hsm:
         """Waits for an HSM that lets us in; a PIN is tried once until it is another one."""

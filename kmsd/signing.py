@@ -8,11 +8,10 @@ network, no lock shared between processes, no log line per call.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Collection
-from hashlib import sha256
+from contextlib import suppress
 from typing import Any
 
 import grpc
-import structlog
 from kmsapi.v1 import signing_pb2, signing_pb2_grpc
 from kmsapi.v1.signing_pb2 import (
     ActiveCredential,
@@ -28,18 +27,18 @@ from kmsd import passport, settings
 from kmsd.access import PLAINTEXT, UNIX, Grant, Grants, PeerGrants, certificate_identities
 from kmsd.answers import refusal
 from kmsd.claims import claims_of
-from kmsd.counters import Counters, Kind, stages
+from kmsd.counters import Counters
 from kmsd.errors import Exhausted, Invalid, KmsdError, Precondition, Unavailable
+from kmsd.frame import NEVER, Frame
 from kmsd.keyring import Entry
-from kmsd.lanes import Lanes
-from kmsd.live import LOST, Key, Live
+from kmsd.lanes import Lanes, late
+from kmsd.live import LOST, Live
 from kmsd.uuids import new_uuid
 
 SERVICE = signing_pb2.DESCRIPTOR.services_by_name["Signing"].full_name
-FRAMES_AHEAD = 4
-"""Frames of one stream that wait for their signatures; more stay unread in the connection."""
+FRAMES_AHEAD = 32
+"""Frames of one stream that wait for their answers; more stay unread in the connection."""
 Context = grpc.aio.ServicerContext[Any, Any]
-log = structlog.get_logger()
 
 
 class Signing(signing_pb2_grpc.SigningServicer):
@@ -55,6 +54,8 @@ class Signing(signing_pb2_grpc.SigningServicer):
         self._freshness = signer.freshness_seconds
         self.counters = Counters(profiles, signer.trace_every)
         self._open: tuple[Live, Lanes] | None = None
+        self._readers: set[asyncio.Task[None]] = set()
+        self._ending = False
         self._why: KmsdError = Unavailable("SIGNER_STARTING", "This signer is starting.")
 
     @property
@@ -76,56 +77,97 @@ class Signing(signing_pb2_grpc.SigningServicer):
         self._why = Unavailable(why.reason, why.message, next_step=why.next_step)
         return news
 
+    def end(self) -> None:
+        """Takes no more frames, answers those it took, and ends streams and watches, so that
+        their callers go to another signer and nobody is cut off."""
+        self._ending = True
+        for reader in self._readers:
+            reader.cancel()
+        if self._open is not None:
+            self._open[0].end()
+
     async def Sign(self, request: SignRequest, context: Context) -> SignResponse:
         """Unary: what is refused as a whole, or alone in its frame, is the call's status."""
         self.counters.calls += 1
-        if context.time_remaining() == 0:  # under overload: nobody waits for this one any more
+        left = context.time_remaining()
+        if left is not None and left <= 0:  # under overload: nobody waits for it any more
             self.counters.refused("DEADLINE_PASSED", len(request.passports))
-            raise Unavailable("DEADLINE_PASSED", "The deadline passed before this call's turn.")
+            raise late()
         frame = self._frame(request, self._peer(context))
         if len(frame.outcomes) == 1 and isinstance(frame.outcomes[0], KmsdError):
             raise frame.outcomes[0]
-        frame.start()
-        return await frame.signed()
+        signing = frame.start(NEVER if left is None else frame.arrived + left)
+        if signing is not None:
+            with suppress(KmsdError):  # `answer` tells
+                await signing
+        return frame.answer()
 
     async def SignStream(
         self, request_iterator: AsyncIterator[SignRequest], context: Context
     ) -> AsyncIterator[SignResponse]:
         """The same over one stream: a frame that is refused as a whole does not end it.
 
-        While the HSM signs one frame the next ones are read, up to FRAMES_AHEAD of them.
+        Frames are answered as they are done, a refusal at once; of those that are not, up to
+        FRAMES_AHEAD are read.
         """
+        self._check_stays()
         peer = self._peer(context)
-        frames: asyncio.Queue[Frame | SignResponse | None] = asyncio.Queue(FRAMES_AHEAD)
+        answers: asyncio.Queue[Frame | SignResponse | None] = asyncio.Queue()
+        room = asyncio.Semaphore(FRAMES_AHEAD)
+        begun: set[Frame] = set()
+
+        def begin(request: SignRequest) -> None:
+            self.counters.frames += 1
+            try:
+                frame = self._frame(request, peer)
+            except KmsdError as error:
+                answers.put_nowait(_refused(request.sequence, error))
+                return
+            within = request.timeout_ms
+            signing = frame.start(frame.arrived + within / 1000 if within else NEVER)
+            if signing is None:
+                answers.put_nowait(frame)
+                return
+
+            def signed(_: object) -> None:
+                begun.discard(frame)
+                answers.put_nowait(frame)
+
+            begun.add(frame)
+            signing.add_done_callback(signed)
 
         async def read() -> None:
             try:
                 async for request in request_iterator:
-                    frame = self._begun(request, peer)
-                    try:
-                        await frames.put(frame)
-                    except asyncio.CancelledError:  # its caller has gone
-                        _drop(frame)
-                        raise
-            finally:
-                await frames.put(None)
+                    await room.acquire()
+                    begin(request)
+            except asyncio.CancelledError:
+                if not self._ending:
+                    raise
+            for _ in range(FRAMES_AHEAD):  # until everything is answered
+                await room.acquire()
 
         reader = asyncio.create_task(read())
+        reader.add_done_callback(lambda _: answers.put_nowait(None))
+        self._readers.add(reader)
         self.counters.streams += 1
         try:
-            while (frame := await frames.get()) is not None:
-                yield frame if isinstance(frame, SignResponse) else await _answered(frame)
+            while (answer := await answers.get()) is not None:
+                yield _answered(answer) if isinstance(answer, Frame) else answer
+                room.release()
         finally:
             self.counters.streams -= 1
+            self._readers.discard(reader)
             reader.cancel()
-            while not frames.empty():  # of a caller who has gone
-                _drop(frames.get_nowait())
+            for frame in list(begun):  # of a caller who has gone
+                frame.drop()
         await reader
 
     async def WatchCredentials(
         self, request: WatchCredentialsRequest, context: Context
     ) -> AsyncIterator[CredentialEvent]:
         """What the caller's profiles sign with, `synced`, and then every change."""
+        self._check_stays()
         peer = self._peer(context)
         chosen = frozenset(request.profiles)
         live, _ = self._opened()
@@ -150,39 +192,32 @@ class Signing(signing_pb2_grpc.SigningServicer):
                         yield CredentialEvent(epoch=epoch, active=_active(entry_or_none))
                 elif concerns(withdrawn):
                     yield CredentialEvent(epoch=epoch, withdrawn=withdrawn)
+        self._check_stays()
         raise Exhausted("WATCHER_TOO_SLOW", "Changes were not read in time; watch again.")
 
-    def _begun(self, request: SignRequest, peer: PeerGrants) -> "Frame | SignResponse":
-        self.counters.frames += 1
-        try:
-            frame = self._frame(request, peer)
-        except KmsdError as error:
-            return _refused(request.sequence, error)
-        frame.start()
-        return frame
-
-    def _frame(self, request: SignRequest, peer: PeerGrants) -> "Frame":
+    def _frame(self, request: SignRequest, peer: PeerGrants) -> Frame:
         """One frame under one epoch, not yet signed. Raises KmsdError when it is refused whole."""
-        arrived = time.perf_counter()
         try:
             live, lanes = self._opened()
             grant = peer.for_profile(request.profile)
             key = live.key(request.profile)
             now = int(time.time())
             self._check(request, key.entry, now)
-            lanes.admit(len(request.passports))
+            lanes.admit()
         except KmsdError as error:
             self.counters.refused(error.reason, len(request.passports))
             raise
-        frame = Frame(request.sequence, live.epoch, key, lanes, self.counters, peer, arrived)
+        frame = Frame(request.sequence, live.epoch, key, lanes, self.counters, peer.kind)
         for message in request.passports:
             try:
                 frame.add(*self._draft(message, grant, now))
             except KmsdError as error:
-                self.counters.refused(error.reason)
-                frame.outcomes.append(error)
-        frame.drafted = time.perf_counter()
+                frame.refuse(error)
         return frame
+
+    def _check_stays(self) -> None:
+        if self._ending:
+            raise Unavailable("SIGNER_STOPPING", "This signer is stopping.")
 
     def _opened(self) -> tuple[Live, Lanes]:
         if self._open is None:
@@ -219,108 +254,6 @@ class Signing(signing_pb2_grpc.SigningServicer):
         return self._grants.of(identities(context))
 
 
-class Frame:
-    """A frame on its way: what was refused, and what is to be signed for the rest.
-
-    outcomes: for each PASSporT the error, or its draft: type, payload segment, origid.
-    arrived, drafted: when, in seconds of perf_counter.
-    """
-
-    __slots__ = (
-        "_arrived",
-        "_counters",
-        "_digests",
-        "_key",
-        "_kinds",
-        "_lanes",
-        "_peer",
-        "_signing",
-        "drafted",
-        "epoch",
-        "outcomes",
-        "sequence",
-    )
-
-    def __init__(
-        self,
-        sequence: int,
-        epoch: int,
-        key: Key,
-        lanes: Lanes,
-        counters: Counters,
-        peer: PeerGrants,
-        arrived: float,
-    ) -> None:
-        self.sequence = sequence
-        self.epoch = epoch
-        self.outcomes: list[tuple[str, str, str] | KmsdError] = []
-        self._key = key
-        self._lanes = lanes
-        self._digests: list[bytes] = []
-        self._signing: asyncio.Future[list[bytes]] | None = None
-        self._kinds: list[Kind] = []
-        self._counters = counters
-        self._peer = peer
-        self._arrived = self.drafted = arrived
-
-    def add(self, ppt: str, attest: str, payload: str, origid: str) -> None:
-        """One more PASSporT to sign."""
-        signed = passport.signing_input(self._key.header(ppt), payload)
-        self._digests.append(sha256(signed).digest())
-        self.outcomes.append((ppt, payload, origid))
-        self._kinds.append((ppt, attest))
-
-    def start(self) -> None:
-        """Lets the HSM begin; `signed` waits for it."""
-        if self._digests:
-            self._signing = self._lanes.sign(self._key.handles, self._digests)
-
-    def drop(self) -> None:
-        """Nobody waits for it any more: what has not begun does not begin."""
-        if self._signing is not None:
-            self._signing.cancel()
-
-    async def signed(self) -> SignResponse:
-        """The answer. Raises Unavailable when the HSM is lost."""
-        try:
-            signatures = iter(await self._signing if self._signing is not None else ())
-        except KmsdError as error:
-            self._counters.refused(error.reason, len(self._digests))
-            raise
-        signed_at = time.perf_counter()
-        header, x5u = self._key.header, self._key.entry.x5u
-        response = SignResponse(sequence=self.sequence, epoch=self.epoch)
-        add = response.results.add
-        for outcome in self.outcomes:
-            if isinstance(outcome, KmsdError):
-                add().refusal.CopyFrom(refusal(outcome))
-                continue
-            ppt, payload, origid = outcome
-            signed = add().signed
-            signed.identity = passport.identity(header(ppt), payload, next(signatures), x5u, ppt)
-            signed.origid = origid
-        self._count(signed_at)
-        return response
-
-    def _count(self, signed: float) -> None:
-        """It is answered: counts it and, one in many, says in the log what its time went into."""
-        profile, now = self._key.entry.profile, time.perf_counter()
-        if self._counters.answered(profile, self._kinds, self.epoch, now - self._arrived):
-            draft, hsm, answer = stages(self._arrived, self.drafted, signed, now)
-            log.info(
-                "trace",
-                profile=profile,
-                epoch=self.epoch,
-                sequence=self.sequence,
-                caller=self._peer.kind,
-                items=len(self.outcomes),
-                signed=len(self._kinds),
-                draft_us=draft,
-                hsm_us=hsm,
-                answer_us=answer,
-            )
-
-
 def identities(context: Context) -> list[str]:
     """Who calls, as [[callers]] names them: by the client certificate, or by the way they came."""
     facts = context.auth_context()
@@ -333,14 +266,9 @@ def identities(context: Context) -> list[str]:
     )
 
 
-def _drop(frame: "Frame | SignResponse | None") -> None:
-    if isinstance(frame, Frame):
-        frame.drop()
-
-
-async def _answered(frame: Frame) -> SignResponse:
+def _answered(frame: Frame) -> SignResponse:
     try:
-        return await frame.signed()
+        return frame.answer()
     except KmsdError as error:
         return _refused(frame.sequence, error)
 

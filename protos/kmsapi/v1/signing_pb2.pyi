@@ -56,10 +56,16 @@ class SignRequest(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     PROFILE_FIELD_NUMBER: _builtins.int
     PASSPORTS_FIELD_NUMBER: _builtins.int
+    TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Chosen by the caller, given back in the response. Unique within a stream."""
     profile: _builtins.str
     """Name of the profile (service provider identity) to sign for, as in the configuration."""
+    timeout_ms: _builtins.int
+    """Milliseconds from its arrival after which nobody waits for the answer any more: what is not
+    signed by then is not signed at all, and refused as DEADLINE_PASSED. 0: none. A unary call has
+    its deadline as every gRPC call has; this is for frames of a stream, which outlives them.
+    """
     @_builtins.property
     def passports(self) -> _containers.RepeatedCompositeFieldContainer[Global___Passport]:
         """What to sign; at most as many as the signer's `frame_items` (default 256)."""
@@ -70,10 +76,11 @@ class SignRequest(_message.Message):
         sequence: _builtins.int = ...,
         profile: _builtins.str = ...,
         passports: _abc.Iterable[Global___Passport] | None = ...,
+        timeout_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["passports", b"passports", "profile", b"profile", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["passports", b"passports", "profile", b"profile", "sequence", b"sequence", "timeout_ms", b"timeout_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
