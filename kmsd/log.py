@@ -42,3 +42,11 @@ def configure(process: str, stream: TextIO = sys.stderr) -> None:
     )
     logging.basicConfig(handlers=[of_libraries], level=logging.WARNING, force=True)
     logging.getLogger("httpx").setLevel(logging.ERROR)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_of_interest)
+
+
+def _of_interest(record: logging.LogRecord) -> bool:
+    """Not that a caller went while its answer was written: gRPC tells that with a traceback, so
+    that any client could fill the log.
+    """
+    return not str(record.msg).startswith("ExecuteBatchError raised in core")

@@ -54,3 +54,11 @@ def test_what_libraries_warn_of_has_the_same_form(lines: io.StringIO) -> None:
     logging.getLogger("asyncio").info("chatter")
     (line,) = lines.getvalue().splitlines()
     assert 'level=error process=signer-3 event="Task 7\\nwas never awaited"' in line
+
+
+def test_a_client_that_goes_cannot_fill_the_log(lines: io.StringIO) -> None:
+    grpc = logging.getLogger("grpc._cython.cygrpc")
+    grpc.error("ExecuteBatchError raised in core by servicer method [/kmsapi.v1.Signing/Sign]")
+    grpc.error("Unexpected [KeyError] raised by servicer method [/kmsapi.v1.Signing/Sign]")
+    (line,) = lines.getvalue().splitlines()
+    assert "KeyError" in line
