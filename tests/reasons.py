@@ -63,7 +63,7 @@ def table() -> str:
     first: dict[str, Reason] = {}
     for reason in reasons():
         known = first.get(reason.name)
-        if known is None or (reason.status and not known.status):
+        if known is None or _says(reason) > _says(known):
             first[reason.name] = reason
     return HEADER + "".join(
         f"| `{one.name}` | {one.status} | `{one.place}` | {one.sentence} |\n"
@@ -87,6 +87,11 @@ def reasons() -> Iterator[Reason]:
                 kind = _kind(node, around, makers)
                 if kind or _is_reason(node.value):
                     yield Reason(node.value, ERRORS.get(kind, ""), place, _sentence(node, around))
+
+
+def _says(reason: Reason) -> tuple[bool, bool]:
+    """A place that makes the error tells more than one that only names it."""
+    return bool(reason.status), bool(reason.sentence)
 
 
 def _is_reason(text: str) -> bool:

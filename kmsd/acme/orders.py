@@ -67,15 +67,17 @@ class Orders:
                 raise await self._dead(order)
 
     async def _dead(self, order: Order) -> PeerRefused:
-        documents = [order.error] if order.error else []
+        documents: list[str] = []
+        judged = False
         for url in order.authorizations:
             try:
                 authorization, _ = await self.authorization(url)
             except (PeerRefused, Unavailable):
                 continue  # an order that is gone often takes its authorizations with it
+            judged = judged or authorization.status is AuthorizationStatus.INVALID
             errors = (messages.kept(challenge.error) for challenge in authorization.challenges)
             documents += [document for document in errors if document]
-        return problems.order_invalid(self._name, order.url, documents)
+        return problems.order_invalid(self._name, order.url, order.error, documents, judged=judged)
 
 
 def left_pending(order: Order) -> bool:

@@ -1,22 +1,21 @@
 """From what a STI-CA answered when it did not do what was asked, to our errors.
 
 Pure decisions on status code, headers and body; nothing is sent from here.
-RFC 8555 section 6.7 (error types), RFC 7807 (problem documents), RFC 9110 section 10.2.3
-(Retry-After). The server's document goes along word for word; what is put into a sentence
-of ours is shortened and freed of control characters, for it ends on terminals.
+RFC 8555 section 6.7 (error types), RFC 7807 (problem documents). The server's document goes
+along word for word; what is put into a sentence of ours is shortened and freed of control
+characters, for it ends on terminals.
 """
 
 from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
 
 import msgspec
 
 from kmsd.acme.messages import Problem, verbatim, without_tokens
 from kmsd.errors import PeerRefused, Unavailable
+from kmsd.retryafter import retry_after
 
 PEER = "sti-ca"
 URN = "urn:ietf:params:acme:error:"
-LONGEST_RETRY = 86_400.0
 
 _KNOWN: Mapping[str, tuple[str, str]] = {
     "accountDoesNotExist": (
@@ -62,6 +61,14 @@ _KNOWN: Mapping[str, tuple[str, str]] = {
     "userActionRequired": ("ACME_USER_ACTION_REQUIRED", "Do what the STI-CA asks for, then retry."),
 }
 """ACME error type to our reason and next step. Others become ACME_REFUSED."""
+_FOR_RESOURCE: Mapping[tuple[str, str], str] = {
+    ("revokeCert", "ACME_NOT_FOUND"): "Ask the STI-CA that issued the certificate.",
+    ("revokeCert", "ACME_UNAUTHORIZED"): "Revoke with the account that ordered the certificate, "
+    "or with the certificate's own key.",
+    ("keyChange", "ACME_UNAUTHORIZED"): "Check the account: its key may be another one by now.",
+    ("renewalInfo", "ACME_NOT_FOUND"): "The credential is renewed as if nothing was suggested.",
+}
+"""Next steps that are others for this resource."""
 _VAGUE = frozenset({"ACME_REFUSED", "ACME_MALFORMED", "ACME_SERVER_INTERNAL"})
 """Reasons that say less than HTTP 404 does: there is no error type for what is gone."""
 
@@ -113,6 +120,7 @@ def refusal(
         return malformed(issuer, resource, f"with HTTP {status} and no problem document", body)
     if kind == "userActionRequired" and problem and problem.instance:
         next_step = f"Visit {printable(problem.instance)}, then retry."
+    next_step = _FOR_RESOURCE.get((resource, reason), next_step)
     return PeerRefused(
         reason,
         f"STI-CA {issuer} refused {resource}{said}",
@@ -123,12 +131,20 @@ def refusal(
     )
 
 
-def order_invalid(issuer: str, order_url: str, documents: list[str]) -> PeerRefused:
-    """The order is dead; `documents`: every problem document found on it, word for word."""
+def order_invalid(
+    issuer: str, order_url: str, error: str, challenges: list[str], *, judged: bool
+) -> PeerRefused:
+    """The order is dead. error: its problem document; challenges: those of its challenges.
+
+    judged: an authorization failed, so the SPC token is what it died of. In the metadata,
+    resource is then "challenge" (else "order"), and cause our reason for the problem that
+    decided it, empty when the STI-CA left none. Documents are kept word for word.
+    """
+    documents = challenges + ([error] if error else [])
     first = problem_in(documents[0].encode()) if documents else None
     kind = first.type.removeprefix(URN) if first else ""
     detail = printable((first.detail if first else "") or kind)
-    _, next_step = _KNOWN.get(kind, ("", "Ask the STI-CA why: it left no reason."))
+    cause, next_step = _KNOWN.get(kind, ("", "Ask the STI-CA why: it left no reason."))
     if "fingerprint" in "".join(documents).lower():
         next_step = (
             "Compare fingerprint_kind and fingerprint_case in the issuer's rules, or its preset, "
@@ -141,8 +157,10 @@ def order_invalid(issuer: str, order_url: str, documents: list[str]) -> PeerRefu
         problem="\n".join(documents),
         next_step=next_step or "A new order is needed.",
         issuer=issuer,
+        resource="challenge" if judged else "order",
         order=order_url,
         error=printable(kind),
+        cause=cause or ("ACME_REFUSED" if documents else ""),
     )
 
 
@@ -168,29 +186,8 @@ def problem_in(body: bytes) -> Problem | None:
     return problem if problem != Problem() else None
 
 
-def retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds the server asks to wait: 0 to one day; None when it does not say.
-
-    A date is read against the server's own Date when there is one: its clock may be off.
-    """
-    value = headers.get("retry-after", "").strip()
-    if value.isascii() and value.isdigit():
-        return min(float(value[:6]), LONGEST_RETRY)
-    until = _http_date(value)
-    if until is None:
-        return None
-    return min(max(until - (_http_date(headers.get("date", "")) or now), 0.0), LONGEST_RETRY)
-
-
 def printable(text: str) -> str:
     """Text of a stranger, fit for one of our sentences: one line, at most 300 characters."""
     shown = without_tokens(text[:20_000])[:1000]
     line = " ".join("".join(c if c.isprintable() else " " for c in shown).split())
     return line if len(line) <= 300 else line[:299] + "…"
-
-
-def _http_date(value: str) -> float | None:
-    try:
-        return parsedate_to_datetime(value).timestamp()
-    except (ValueError, TypeError, OverflowError):
-        return None

@@ -22,6 +22,7 @@ from kmsd.acme.messages import Directory
 from kmsd.acme.nonces import Nonces
 from kmsd.acme.signing import Signer, header
 from kmsd.errors import Misconfigured, Unavailable
+from kmsd.retryafter import retry_after
 from kmsd.settings import Issuer
 
 NONCE_BUDGET = 10
@@ -57,7 +58,7 @@ class Answer:
 
     def retry_after(self) -> float | None:
         """Seconds the server asks to wait before the next look; None when it does not say."""
-        return problems.retry_after(self.headers, time.time())
+        return retry_after(self.headers, time.time())
 
 
 class Transport:
@@ -72,6 +73,7 @@ class Transport:
                 "ACME_DIRECTORY_NOT_HTTPS",
                 f"The directory of STI-CA {name} is no https URL: {issuer.directory!r}.",
                 next_step="Correct `directory` of this issuer.",
+                issuer=name,
             )
         self.name = name
         self._issuer = issuer
@@ -109,9 +111,13 @@ class Transport:
         """The server's directory, fetched once (RFC 8555 section 7.1.1)."""
         async with self._lock:
             if self._directory is None:
-                answer = await self._exchange("GET", self._issuer.directory, "directory")
-                self._directory = self._successful(answer).parse(Directory)
+                answer = await self.get(self._issuer.directory, "directory")
+                self._directory = answer.parse(Directory)
         return self._directory
+
+    async def get(self, url: str, resource: str) -> Answer:
+        """What is there for everybody, without a signature. Raises as `post` does."""
+        return self._successful(await self._exchange("GET", url, resource))
 
     async def post(
         self,
@@ -276,6 +282,7 @@ def _trust(name: str, tls_ca: str) -> ssl.SSLContext:
             "TLS_CA_UNREADABLE",
             f"tls_ca of STI-CA {name} holds no readable PEM certificates: {tls_ca} ({error}).",
             next_step="Put the CA certificate of its HTTPS server there, or leave tls_ca empty.",
+            issuer=name,
         ) from error
 
 

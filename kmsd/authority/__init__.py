@@ -207,10 +207,10 @@ _CERTIFICATES = "application/pem-certificate-chain, application/pkix-cert"
 
 
 def _read_list(text: str) -> _Listed | None:
-    """The answer with the list in it, also when it is the bare JWS."""
+    """The answer with the list in it, also when it is the bare JWS. None: neither."""
     text = text.strip()
     if not text.startswith("{"):
-        return _Listed(ca_list=text)
+        return _Listed(ca_list=text) if text.count(".") == 2 else None
     try:
         return msgspec.json.decode(text, type=_Listed)
     except (msgspec.DecodeError, ValueError, RecursionError):

@@ -9,6 +9,7 @@ import asyncio
 import json
 import re
 import ssl
+import time
 from collections import deque
 from collections.abc import Iterator
 from typing import Any, Self
@@ -17,13 +18,12 @@ import httpx
 import msgspec
 
 from kmsd.errors import Misconfigured, PeerRefused, Unavailable
+from kmsd.retryafter import retry_after
 
 ANSWER = 262_144
 """Octets of a JSON answer, at most."""
 SLOWEST = 100_000
 """Octets a second; an answer that drips slower than this is given up."""
-LONGEST_RETRY = 86_400.0
-"""Seconds that a Retry-After is heeded, at most."""
 PROBLEM = 4000
 """Characters of the STI-PA's own words that are kept."""
 
@@ -87,7 +87,8 @@ class Exchange:
         """The answer of at most `limit` octets. `body` is sent as JSON unless it is None.
 
         Raises Unavailable (STI_PA_UNREACHABLE, STI_PA_CONNECTION_RESET, STI_PA_TLS_FAILED,
-        STI_PA_TIMEOUT, STI_PA_UNAVAILABLE), PeerRefused (STI_PA_ANSWER_INVALID).
+        STI_PA_TIMEOUT, STI_PA_UNAVAILABLE, STI_PA_RATE_LIMITED), PeerRefused
+        (STI_PA_ANSWER_INVALID).
         """
         # Not compressed: what a compressed answer grows to is bounded by nobody.
         headers = {"Accept": accept, "Accept-Encoding": "identity"}
@@ -161,11 +162,20 @@ class Exchange:
     def _check_status(self, response: httpx.Response, answer: Answer, url: str) -> None:
         if 300 <= answer.status < 400:
             raise self.invalid(f"HTTP {answer.status}, a redirect, and none is followed")
-        if answer.status >= 500 or answer.status in (408, 429):
+        wait = retry_after(response.headers, time.time()) or 0.0
+        if answer.status == 429:
+            raise Unavailable(
+                "STI_PA_RATE_LIMITED",
+                f"The STI-PA {self._name} limits the rate of what it is asked.",
+                retry_after=wait,
+                url=url,
+                problem=self.words(answer.text),
+            )
+        if answer.status >= 500 or answer.status == 408:
             raise Unavailable(
                 "STI_PA_UNAVAILABLE",
                 f"The STI-PA {self._name} answered HTTP {answer.status}.",
-                retry_after=_seconds(response.headers.get("Retry-After", "")),
+                retry_after=wait,
                 url=url,
                 problem=self.words(answer.text),
             )
@@ -204,12 +214,6 @@ _SECRET_MEMBER = re.compile(
 )
 _JWT = re.compile(r"eyJ[\w-]+\.[\w-]+(?:\.[\w-]*)?")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-
-
-def _seconds(retry_after: str) -> float:
-    if not (retry_after.isascii() and retry_after.isdigit()):
-        return 0.0
-    return min(float(retry_after[:6]), LONGEST_RETRY)  # as a whole it may be infinite
 
 
 def _https(url: str) -> httpx.URL:

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from kmsd.lab.problem import PREFIX
-from kmsd.lab.switches import Board, Fault
+from kmsd.lab.reply import retry_after
+from kmsd.lab.switches import Board, Fault, Switches
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -78,7 +79,9 @@ class Faults:
         switches = self._board.now
         match fault:
             case "unavailable":
-                await wire.answer(503, _problem(503), ("retry-after", str(switches.retry_after)))
+                await wire.answer(503, _problem(503), *_later(switches))
+            case "rate_limited":
+                await wire.answer(429, _problem(429), *_later(switches))
             case "error":
                 await wire.answer(500, _problem(500))
             case "missing":
@@ -174,6 +177,11 @@ def _role(path: str) -> str:
     )
 
 
+def _later(switches: Switches) -> list[tuple[str, str]]:
+    headers = retry_after(switches, switches.retry_after)
+    return [(name.lower(), value) for name, value in headers.items()]
+
+
 def _problem(status: int) -> bytes:
-    kind = "malformed" if status == 404 else "serverInternal"
+    kind = {404: "malformed", 429: "rateLimited"}.get(status, "serverInternal")
     return json.dumps({"type": PREFIX + kind, "status": status, "detail": "Switched off."}).encode()

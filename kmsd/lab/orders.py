@@ -7,7 +7,7 @@ from kmsd.lab import issuance, jws, renewal, tnauth
 from kmsd.lab.checks import Expected, Published, check_token
 from kmsd.lab.csr import check_csr
 from kmsd.lab.problem import Problem
-from kmsd.lab.reply import Reply
+from kmsd.lab.reply import Reply, retry_after
 from kmsd.lab.signed import Signed
 from kmsd.lab.state import Issued, Order, Outcome
 from kmsd.lab.world import World, rfc3339
@@ -19,7 +19,7 @@ _NEVER = float("inf")
 def new_order(world: World, signed: Signed) -> Reply:
     own = signed.by_account()
     if world.switches.order == "rate_limited":
-        headers = {"Retry-After": str(world.switches.retry_after)}
+        headers = _retry(world)
         raise Problem("rateLimited", "Too many orders for this account.", headers=headers)
     body = signed.body()
     value = _identifier(body)
@@ -194,6 +194,11 @@ def _answer(world: World, signed: Signed, own: Order, token: object, published: 
         case "challenge_refused":
             problem = Problem("unauthorized", "The STI-PA does not vouch for this SPC.")
             return world.book.change_order(own, answer=Outcome(world.settles_at(), problem))
+        case "challenge_malformed":
+            raise Problem("malformed", "The token's claims are not what this STI-CA takes.")
+        case "challenge_unreachable":
+            problem = Problem("connection", "The token's x5u did not answer.")
+            return world.book.change_order(own, answer=Outcome(world.settles_at(), problem))
         case "never_ready":
             return world.book.change_order(own, answer=Outcome(_NEVER))
     expected = Expected(
@@ -228,7 +233,7 @@ def _nothing_but_a_get(signed: Signed) -> None:
 
 
 def _retry(world: World) -> dict[str, str]:
-    return {"Retry-After": str(world.switches.retry_after)}
+    return retry_after(world.switches, world.switches.retry_after)
 
 
 def _order(world: World, own: Order, status: int = 200) -> Reply:

@@ -13,6 +13,7 @@ _STATUS = {
     "badPublicKey": 400,
     "badRevocationReason": 400,
     "badSignatureAlgorithm": 400,
+    "connection": 400,
     "externalAccountRequired": 403,
     "incorrectResponse": 403,
     "invalidContact": 400,

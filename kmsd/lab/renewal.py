@@ -9,9 +9,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from kmsd.lab import jws
 from kmsd.lab.crl import known_reason
 from kmsd.lab.problem import Problem
-from kmsd.lab.reply import Reply
+from kmsd.lab.reply import Reply, retry_after
 from kmsd.lab.signed import Signed
 from kmsd.lab.state import Account, Issued, Revoked
+from kmsd.lab.switches import RenewalFault
 from kmsd.lab.world import World, rfc3339
 
 
@@ -31,7 +32,27 @@ def renewal_info(world: World, name: str) -> Reply:
         "suggestedWindow": {"start": rfc3339(window[0]), "end": rfc3339(window[1])},
         "explanationURL": f"{world.urls.ca}/why",
     }
-    return Reply(body, headers={"Retry-After": "21600"})
+    headers = retry_after(world.switches, world.switches.ari_retry_after)
+    return _spoiled(world.switches.renewal, body, headers)
+
+
+def _spoiled(fault: RenewalFault, body: dict[str, Any], headers: dict[str, str]) -> Reply:
+    """What RFC 9773 section 4.2 forbids a server to say, by switch."""
+    window = body["suggestedWindow"]
+    match fault:
+        case "backwards":
+            window["start"], window["end"] = window["end"], window["start"]
+        case "empty":
+            window["end"] = window["start"]
+        case "no_window":
+            del body["suggestedWindow"]
+        case "no_offset":
+            body["suggestedWindow"] = {name: time[:-1] for name, time in window.items()}
+        case "not_times":
+            body["suggestedWindow"] = {"start": "soon", "end": "later"}
+        case "no_retry_after":
+            headers = {}
+    return Reply(body, headers=headers)
 
 
 def name_of(certificate: x509.Certificate) -> str:

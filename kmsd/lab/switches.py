@@ -12,6 +12,7 @@ import msgspec
 Fault = Literal[
     "",
     "unavailable",  # 503 with Retry-After
+    "rate_limited",  # 429 with Retry-After
     "error",  # 500
     "missing",  # 404
     "html",  # 200 and a web page, as a captive portal has it
@@ -49,10 +50,22 @@ OrderFault = Literal[
     "",
     "rate_limited",
     "challenge_refused",
+    "challenge_malformed",  # 400 to the response itself; the authorization stays pending
+    "challenge_unreachable",  # the STI-CA did not get to the chain at the token's x5u
     "never_ready",
     "bad_csr",
     "never_issued",
     "invalid",
+]
+
+RenewalFault = Literal[
+    "",
+    "backwards",  # ends before it begins
+    "empty",  # ends when it begins
+    "no_window",
+    "no_offset",  # times that say nothing of their zone
+    "not_times",
+    "no_retry_after",
 ]
 
 ChainFault = Literal[
@@ -100,6 +113,8 @@ class Switches(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     noise: bool = True
     """JSON members in random order, and some nobody knows."""
     retry_after: int = 1
+    retry_after_form: Literal["seconds", "date"] = "seconds"
+    """Both are Retry-After by RFC 9110 section 10.2.3."""
 
     # Dialect of the STI-CA (RFC first, then what is found in the field).
     encoding: Literal["base64url", "base64", "either"] = "base64url"
@@ -122,6 +137,7 @@ class Switches(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Offer renewalInfo (RFC 9773)."""
     ari_now: bool = False
     """Its window is over: renew at once."""
+    ari_retry_after: int = 21600
     certificate_seconds: int = 90 * 86400
     chain_media_type: str = "application/pem-certificate-chain"
 
@@ -149,6 +165,7 @@ class Switches(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     ca_list: ListFault = ""
     crl: CrlFault = ""
     order: OrderFault = ""
+    renewal: RenewalFault = ""
     chain: ChainFault = ""
 
 

@@ -4,9 +4,11 @@ import asyncio
 import base64
 import json
 import socket
+import time
 import traceback
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from kmsd.authority import Authority
 from kmsd.authority.exchange import Answer
 from kmsd.errors import KmsdError, Misconfigured, PeerRefused, Unavailable
+from kmsd.failures import FailureClass, failure_class
 from kmsd.model import TrustList
 from kmsd.settings import Authority as Settings
 from kmsd.settings import PaAuthorization, PaBody
@@ -396,7 +399,7 @@ async def test_an_sti_pa_that_asks_for_an_eternity_is_asked_again_within_a_day(
     assert caught.value.retry_after == DAY
 
 
-@pytest.mark.parametrize("status", [408, 429, 500, 502, 503])
+@pytest.mark.parametrize("status", [408, 500, 502, 503])
 async def test_an_sti_pa_in_trouble_is_asked_again_later(
     status: int, sti_pa: StiPa, opened: Opened
 ) -> None:
@@ -406,6 +409,22 @@ async def test_an_sti_pa_in_trouble_is_asked_again_later(
         with pytest.raises(Unavailable) as caught:
             await ask(authority)
     assert (caught.value.reason, caught.value.retry_after) == ("STI_PA_UNAVAILABLE", 120.0)
+    assert failure_class(caught.value) is FailureClass.AUTHORITY_UNREACHABLE
+
+
+@pytest.mark.parametrize("form", ["seconds", "date"])
+async def test_an_sti_pa_that_is_asked_too_often_is_asked_when_it_says(
+    form: str, sti_pa: StiPa, opened: Opened
+) -> None:
+    wait = "90" if form == "seconds" else formatdate(time.time() + 90, usegmt=True)
+    headers = {"Retry-After": wait}
+    sti_pa.told["/api"] = lambda _: Response("slow down", status_code=429, headers=headers)
+    async with opened() as authority:
+        with pytest.raises(Unavailable) as caught:
+            await ask(authority)
+    assert caught.value.reason == "STI_PA_RATE_LIMITED"
+    assert 85 <= caught.value.retry_after <= 95
+    assert failure_class(caught.value) is FailureClass.AUTHORITY_RATE_LIMITED
 
 
 async def test_a_token_for_something_else_is_not_handed_on(sti_pa: StiPa, opened: Opened) -> None:
@@ -632,7 +651,8 @@ async def test_the_list_never_goes_back(sti_pa: StiPa, opened: Opened) -> None:
         (JSONResponse({"status": "success"}), "STI_PA_ANSWER_INVALID"),
         (Response("{"), "STI_PA_ANSWER_INVALID"),
         (Response(""), "STI_PA_ANSWER_INVALID"),
-        (Response("nonsense"), "TRUST_LIST_REJECTED"),
+        (Response("<html>Please sign in</html>"), "STI_PA_ANSWER_INVALID"),
+        (Response("non.sen.se"), "TRUST_LIST_REJECTED"),
     ],
 )
 async def test_what_is_no_list_is_refused(

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import get_args
 
@@ -115,6 +116,43 @@ def test_an_order_is_rate_limited_with_retry_after(lab: Lab, acme: Acme) -> None
     answer = acme.order()
     assert (answer.status_code, problem(answer)) == (429, "rateLimited")
     assert answer.headers["Retry-After"] == "7"
+
+
+@pytest.mark.parametrize("form", ["seconds", "date"])
+def test_any_role_limits_the_rate_and_says_how_long_in_either_form(
+    lab: Lab, client: httpx.Client, form: str
+) -> None:
+    lab.set(pa="rate_limited", ca="rate_limited", retry_after=90, retry_after_form=form)
+    for url in (lab.facts.ca_directory, lab.facts.crl_url):
+        answer = client.get(url)
+        assert answer.status_code == 429
+        later = answer.headers["Retry-After"]
+        if form == "date":
+            sent, until = (parsedate_to_datetime(d) for d in (answer.headers["Date"], later))
+            assert 85 <= (until - sent).total_seconds() <= 95
+        else:
+            assert later == "90"
+
+
+def test_a_response_is_refused_at_once_and_may_be_given_again(
+    lab: Lab, acme: Acme, subscriber: Subscriber
+) -> None:
+    order = acme.order().json()
+    lab.set(order="challenge_malformed")
+    (challenge,) = acme.post(order["authorizations"][0], None).json()["challenges"]
+    refused = acme.post(challenge["url"], {"tkauth": subscriber.token(acme.key)})
+    assert (refused.status_code, problem(refused)) == (400, "malformed")
+    lab.set(order="")
+    assert acme.answer(order, subscriber.token(acme.key))["status"] == "valid"
+
+
+def test_the_sti_ca_may_not_get_to_the_tokens_x5u(
+    lab: Lab, acme: Acme, subscriber: Subscriber
+) -> None:
+    lab.set(order="challenge_unreachable")
+    challenge = acme.answer(acme.order().json(), subscriber.token(acme.key))
+    assert challenge["status"] == "invalid"
+    assert challenge["error"]["type"].endswith(":connection")
 
 
 def test_a_good_token_is_refused_by_switch(lab: Lab, acme: Acme, subscriber: Subscriber) -> None:

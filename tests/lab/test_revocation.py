@@ -198,6 +198,26 @@ def test_renewal_information_is_offered_by_switch(lab: Lab, client: httpx.Client
     assert client.get(f"{base}/nothing").status_code == 404
 
 
+def test_renewal_information_is_wrong_in_one_way_by_switch(lab: Lab, client: httpx.Client) -> None:
+    enrolled = enroll(lab, client)
+    lab.set(ari=True, ari_retry_after=7)
+    base = client.get(lab.facts.ca_directory).json()["renewalInfo"]
+
+    def told(fault: str) -> tuple[Any, str | None]:
+        lab.set(renewal=fault)
+        answer = client.get(f"{base}/{ari_name(enrolled.leaf)}")
+        return answer.json().get("suggestedWindow"), answer.headers.get("Retry-After")
+
+    good, later = told("")
+    assert later == "7"
+    assert told("no_retry_after") == (good, None)
+    assert told("no_window") == (None, "7")
+    assert told("backwards")[0] == {"start": good["end"], "end": good["start"]}
+    assert told("empty")[0] == {"start": good["start"], "end": good["start"]}
+    assert told("no_offset")[0] == {name: time.rstrip("Z") for name, time in good.items()}
+    assert told("not_times")[0] == {"start": "soon", "end": "later"}
+
+
 def test_a_certificate_is_replaced_once(lab: Lab, client: httpx.Client) -> None:
     enrolled = enroll(lab, client)
     lab.set(ari=True)
