@@ -37,26 +37,64 @@ async def ensure(transport: Transport, issuer: Issuer, key: Key, mac_key: bytes 
     return url
 
 
-async def roll(transport: Transport, account: ByAccount, new_key: Key) -> None:
-    """The account has `new_key` afterwards; done already is as good, as after a lost reply.
+async def find(transport: Transport, issuer: Issuer, key: Key) -> str:
+    """The URL of the account that has `key`; empty when none has. Nothing is made.
 
-    Raises PeerRefused (ACME_KEY_IN_USE) when the key is another account's.
+    RFC 8555 section 7.3.1. Raises Unavailable when the STI-CA does not say.
     """
+    directory = await transport.directory()
+    signer = ByKey(key, issuer.resolved().jwk_kid)
+    try:
+        answer = await transport.post(
+            directory.new_account, {"onlyReturnExisting": True}, signer, "newAccount"
+        )
+    except PeerRefused:
+        return ""  # accountDoesNotExist by the RFC, and whatever the field says in its place
+    return answer.location()
+
+
+async def roll(
+    transport: Transport, issuer: Issuer, old_key: Key, new_key: Key, account_url: str
+) -> str:
+    """The URL of the account that had `old_key`; it has `new_key` afterwards.
+
+    account_url: empty when it is not known. After a lost reply or a crash the same call ends
+    what was begun: the STI-CA is asked which of the two keys it knows. Raises PeerRefused
+    (ACME_KEY_IN_USE when the new key is another account's, ACME_ACCOUNT_DOES_NOT_EXIST when
+    neither key has an account, ACME_NOT_OFFERED), Unavailable.
+    """
+    url = account_url or await find(transport, issuer, old_key)
+    if not url:  # rolled already, or there never was one
+        if owner := await find(transport, issuer, new_key):
+            return owner
+        raise _lost(transport.name)
+    try:
+        await _change(transport, ByAccount(old_key, url), new_key)
+    except (PeerRefused, Unavailable) as error:
+        if error.reason in _NOT_JUDGED:
+            raise
+        # Whose key it is counts, not the status: a lost reply, 409, or even 500 (seen).
+        owner = await find(transport, issuer, new_key)
+        if not owner:
+            raise
+        if owner != url:
+            raise _in_use(transport.name, error) from error
+    return url
+
+
+_NOT_JUDGED = frozenset({"ACME_NOT_OFFERED", "ACME_RATE_LIMITED"})
+"""Refusals that ask for no second question: there is nothing to learn, or it would be refused."""
+
+
+async def _change(transport: Transport, account: ByAccount, new_key: Key) -> None:
+    """keyChange: the new key's signature inside, the old one's around it (section 7.3.5)."""
     url = (await transport.directory()).key_change
     if not url:
         raise not_offered(transport.name, "keyChange")
     change = {"account": account.url, "oldKey": jose.jwk(account.key.public_key)}
     inner = jose.unsigned(header(ByKey(new_key), url), jose.compact_json(change))
     payload = inner.signed(await new_key.sign(inner.signing_input))
-    try:
-        await transport.post(url, payload, account, "keyChange")
-    except (PeerRefused, Unavailable) as error:
-        # Whose key it is counts, not the status: a lost reply, 409, or even 500 (seen).
-        owner = await _owner(transport, new_key)
-        if not owner:
-            raise
-        if owner != account.url:
-            raise _in_use(transport.name, error) from error
+    await transport.post(url, payload, account, "keyChange")
 
 
 def not_offered(issuer: str, resource: str) -> PeerRefused:
@@ -134,13 +172,12 @@ def _in_use(name: str, error: PeerRefused | Unavailable) -> PeerRefused:
     )
 
 
-async def _owner(transport: Transport, key: Key) -> str:
-    directory = await transport.directory()
-    signer = ByKey(key)
-    try:
-        answer = await transport.post(
-            directory.new_account, {"onlyReturnExisting": True}, signer, "newAccount"
-        )
-    except PeerRefused:
-        return ""
-    return answer.location()
+def _lost(issuer: str) -> PeerRefused:
+    return PeerRefused(
+        "ACME_ACCOUNT_DOES_NOT_EXIST",
+        f"STI-CA {issuer} knows neither the old key of the account nor the new one.",
+        peer=PEER,
+        next_step="The next order makes an account with the key that is configured for it.",
+        issuer=issuer,
+        resource="keyChange",
+    )

@@ -16,7 +16,7 @@ import httpx
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from kmsd.acme import account, messages, problems
+from kmsd.acme import account, messages, problems, revocation
 from kmsd.acme.chain import Chain, chain
 from kmsd.acme.messages import Authorization, Identifier, Order, OrderStatus
 from kmsd.acme.orders import Orders, is_final, left_pending, left_processing
@@ -26,9 +26,6 @@ from kmsd.acme.transport import Answer, Transport
 from kmsd.errors import Invalid, PeerRefused, Precondition
 from kmsd.jose import b64url
 from kmsd.settings import Issuer, PollTarget
-
-REVOCATION_REASONS = frozenset({0, 1, 2, 3, 4, 5, 6, 8, 9, 10})
-"""RFC 5280 section 5.3.1."""
 
 
 class Acme:
@@ -87,14 +84,24 @@ class Acme:
                 )
         return self._account
 
-    async def roll_key(self, new_key: Key) -> None:
-        """The account is `new_key`'s from now on (RFC 8555 section 7.3.5).
+    async def find_account(self, key: Key) -> str:
+        """The URL of the account that has `key`, whosever it is; empty when none has."""
+        return await account.find(self._transport, self._issuer, key)
 
-        SPC tokens fetched for the old key die with it: their fingerprint is the old key's.
+    async def roll_key(self, new_key: Key) -> str:
+        """The account is `new_key`'s from now on (RFC 8555 section 7.3.5); its URL.
+
+        To be repeated, with the same two keys, until it returns: it finds out what was done
+        before. SPC tokens for the old key die with it: their fingerprint is the old key's.
+        Raises PeerRefused (ACME_KEY_IN_USE: make another new key; ACME_ACCOUNT_DOES_NOT_EXIST:
+        there is no account of either key; ACME_NOT_OFFERED).
         """
-        url = await self.ensure_account()
-        await account.roll(self._transport, ByAccount(self._key, url), new_key)
-        self._key = new_key
+        async with self._lock:
+            self._account = await account.roll(
+                self._transport, self._issuer, self._key, new_key, self._account
+            )
+            self._key = new_key
+        return self._account
 
     async def new_order(
         self,
@@ -208,20 +215,12 @@ class Acme:
         """Revoke a certificate (DER) for an RFC 5280 section 5.3.1 reason code.
 
         key: the certificate's own, when the account is not to be used. A certificate that
-        is revoked already is as good. Raises Invalid (REVOCATION_REASON_INVALID).
+        is revoked already is as good. Raises Invalid (REVOCATION_REASON_INVALID), PeerRefused
+        (ACME_UNAUTHORIZED, ACME_BAD_REVOCATION_REASON, ACME_NOT_OFFERED).
         """
-        if reason not in REVOCATION_REASONS:
-            raise Invalid("REVOCATION_REASON_INVALID", f"There is no revocation reason {reason}.")
-        url = (await self._transport.directory()).revoke_cert
-        if not url:
-            raise account.not_offered(self._name, "revokeCert")
-        payload = {"certificate": b64url(certificate), "reason": reason}
+        revocation.check_reason(reason)
         signer = ByKey(key) if key else ByAccount(self._key, await self.ensure_account())
-        try:
-            await self._transport.post(url, payload, signer, "revokeCert")
-        except PeerRefused as refused:
-            if refused.reason != "ACME_ALREADY_REVOKED":
-                raise
+        await revocation.revoke(self._transport, signer, certificate, reason)
 
     async def _post(
         self, url: str, payload: object, resource: str, *, accept: str = "application/json"

@@ -14,7 +14,7 @@ from kmsd.acme import problems, transport
 from kmsd.acme.client import Acme
 from kmsd.acme.messages import OrderStatus
 from kmsd.errors import KmsdError, Misconfigured, PeerRefused, Unavailable
-from kmsd.jose import b64url
+from kmsd.jose import b64url, jwk
 from kmsd.settings import Issuer
 from tests import proxy
 from tests.hostile_ca import PEM, HostileCa, Reply, problem, told
@@ -373,6 +373,44 @@ async def test_revocation_by_account_says_which_certificate_and_why(
     await acme.revoke(b"DER", 4)
     await acme.revoke(b"DER", 4)
     assert ca.asked("revokeCert")[0].payload == {"certificate": b64url(b"DER"), "reason": 4}
+
+
+async def test_revocation_by_the_certificates_own_key_needs_no_account(
+    ca: HostileCa, acme: Acme
+) -> None:
+    ca.fails("revokeCert", Reply(200))
+    own = SoftKey()
+    await acme.revoke(b"DER", 1, own)
+    (asked,) = ca.asked("revokeCert")
+    assert asked.protected["jwk"] == jwk(own.public_key)
+    assert ca.asked("newAccount") == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "reason"),
+    [
+        ("badRevocationReason", 400, "ACME_BAD_REVOCATION_REASON"),
+        ("unauthorized", 403, "ACME_UNAUTHORIZED"),
+        ("malformed", 404, "ACME_NOT_FOUND"),
+    ],
+)
+async def test_a_refused_revocation_says_what_to_do_instead(
+    ca: HostileCa, acme: Acme, kind: str, status: int, reason: str
+) -> None:
+    ca.fails("revokeCert", problem(kind, status, "no"))
+    with pytest.raises(PeerRefused) as refused:
+        await acme.revoke(b"DER", 4)
+    assert (refused.value.reason, refused.value.metadata["resource"]) == (reason, "revokeCert")
+    assert refused.value.next_step
+    assert "token" not in refused.value.next_step
+
+
+async def test_a_revocation_whose_reply_was_lost_may_be_repeated(ca: HostileCa, acme: Acme) -> None:
+    ca.fails("revokeCert", Reply(breaks_off=True), problem("alreadyRevoked"))
+    with pytest.raises(Unavailable) as lost:
+        await acme.revoke(b"DER", 4)
+    assert lost.value.reason == "ACME_CONNECTION_LOST"
+    await acme.revoke(b"DER", 4)
 
 
 # Waiting.

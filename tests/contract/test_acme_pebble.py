@@ -168,7 +168,7 @@ async def test_a_stranger_does_not_revoke_it(pebble: Pebble) -> None:
     assert (await status_at(pebble, leaf))["Status"] == "Valid"
 
 
-@pytest.mark.parametrize("reason", [-1, 7, 11])
+@pytest.mark.parametrize("reason", [-1, 7, 8, 11])
 async def test_a_reason_that_does_not_exist_is_not_sent(pebble: Pebble, reason: int) -> None:
     async with client(pebble) as acme:
         with pytest.raises(Invalid) as refused:
@@ -197,6 +197,28 @@ async def test_a_roll_whose_reply_was_lost_may_be_repeated(pebble: Pebble) -> No
     async with client(pebble, old, account_url=account) as acme:
         await acme.roll_key(new)
         await ordered(acme)
+
+
+async def test_a_roll_before_a_crash_is_found_by_who_knows_the_two_keys_and_nothing_else(
+    pebble: Pebble,
+) -> None:
+    old, new = SoftKey(), SoftKey()
+    async with client(pebble, old) as acme:
+        account = await acme.ensure_account()
+        assert await acme.roll_key(new) == account
+    async with client(pebble, old) as acme:
+        assert await acme.find_account(old) == ""
+        assert await acme.find_account(new) == account
+        assert await acme.roll_key(new) == account
+        await ordered(acme)
+        assert await acme.find_account(old) == "", "no account was made for the old key"
+
+
+async def test_where_neither_key_has_an_account_there_is_nothing_to_roll(pebble: Pebble) -> None:
+    async with client(pebble) as acme:
+        with pytest.raises(PeerRefused) as refused:
+            await acme.roll_key(SoftKey())
+    assert refused.value.reason == "ACME_ACCOUNT_DOES_NOT_EXIST"
 
 
 async def test_a_key_that_has_an_account_is_not_rolled_to(pebble: Pebble) -> None:
