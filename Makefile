@@ -15,8 +15,9 @@ PIP    := PIP_CONSTRAINT=constraints.txt $(BIN)/pip install -qq --disable-pip-ve
 PURE   := kmsd/canonical.py,kmsd/certs.py,kmsd/counters.py,kmsd/crl.py,kmsd/enrollment.py,$\
           kmsd/errors.py,kmsd/failures.py,kmsd/gate.py,kmsd/identity.py,kmsd/ijson.py,$\
           kmsd/jose.py,kmsd/leaf.py,kmsd/model.py,kmsd/passport.py,kmsd/path.py,$\
-          kmsd/preconditions.py,kmsd/rcd.py,kmsd/retryafter.py,kmsd/rotation.py,kmsd/settings/*,$\
-          kmsd/spctoken.py,kmsd/tnauthlist.py,kmsd/trust.py,kmsd/verification.py
+          kmsd/preconditions.py,kmsd/rcd.py,kmsd/renewal.py,kmsd/retryafter.py,kmsd/rotation.py,$\
+          kmsd/settings/*,kmsd/spctoken.py,kmsd/tnauthlist.py,kmsd/trust.py,$\
+          kmsd/verification.py
 MODULE ?= /usr/lib/softhsm/libsofthsm2.so
 
 .PHONY: help demo test bench lint protos setup setup-dev setup-test setup-bench clean

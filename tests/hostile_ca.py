@@ -68,6 +68,7 @@ class HostileCa:
             "somethingNew": {"nobody": ["knows"]},
         }
         self.authorization_status = "pending"
+        self.renewal: Reply | None = None
         self.chain = Reply(200, PEM.encode(), {"content-type": "application/pem-certificate-chain"})
         self.after_answer: list[Callable[[], None]] = [self.authorize]
         self._nonces: set[str] = set()
@@ -155,6 +156,8 @@ class HostileCa:
             case "directory":
                 names = ("newNonce", "newAccount", "newOrder", "revokeCert", "keyChange")
                 directory = {name: self.url(name) for name in names}
+                if self.renewal is not None:
+                    directory["renewalInfo"] = self.url("renewalInfo")
                 reply = told(directory | {"meta": self.directory_meta, "newAuthz": None})
                 reply.nonce = False
                 return reply
@@ -181,6 +184,8 @@ class HostileCa:
                 if self.after_answer:
                     self.after_answer.pop(0)()
                 return told(self.challenge | {"url": self.url("challenge")})
+            case _ if resource.startswith("renewalInfo/") and self.renewal is not None:
+                return self.renewal
             case "finalize":
                 self.issue()
                 return told(self._order())

@@ -16,7 +16,7 @@ import httpx
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from kmsd.acme import account, messages, problems, revocation
+from kmsd.acme import account, messages, problems, renewalinfo, revocation
 from kmsd.acme.chain import Chain, chain
 from kmsd.acme.messages import Authorization, Identifier, Order, OrderStatus
 from kmsd.acme.orders import Orders, is_final, left_pending, left_processing
@@ -25,7 +25,19 @@ from kmsd.acme.tkauth import Proof, SpcToken, SpcTokenProof, identifier
 from kmsd.acme.transport import Answer, Transport
 from kmsd.errors import Invalid, PeerRefused, Precondition
 from kmsd.jose import b64url
+from kmsd.renewal import RenewalInfo
 from kmsd.settings import Issuer, PollTarget
+
+OLD_CERTIFICATE_REFUSED = frozenset(
+    {
+        "ACME_ALREADY_REPLACED",
+        "ACME_MALFORMED",
+        "ACME_NOT_FOUND",
+        "ACME_REFUSED",
+        "ACME_UNAUTHORIZED",
+    }
+)
+"""Refusals of a new order that may be about what it `replaces` (RFC 9773 section 5)."""
 
 
 class Acme:
@@ -103,6 +115,14 @@ class Acme:
             self._key = new_key
         return self._account
 
+    async def renewal_info(self, certificate: bytes) -> RenewalInfo | None:
+        """What the STI-CA suggests for the renewal of a certificate (DER), RFC 9773.
+
+        None where it offers no renewal information. Raises PeerRefused
+        (ACME_RENEWAL_WINDOW_INVALID); no error of this is a reason not to renew.
+        """
+        return await renewalinfo.renewal_info(self._transport, certificate)
+
     async def new_order(
         self,
         tnauthlist: bytes,
@@ -114,7 +134,8 @@ class Acme:
         """A new order for a certificate with this TNAuthList (DER).
 
         not_before, not_after: validity asked for, seconds since the epoch. replaces: the
-        RFC 9773 section 4.1 id of the old certificate, left out where there is no ARI.
+        RFC 9773 section 4.1 id of the old certificate (`renewal.certificate_id`), left out where
+        there is no ARI, and where the STI-CA does not want it: it is a courtesy.
         """
         wanted = identifier(tnauthlist, self._rules.tnauthlist_encoding)
         return await self.new_order_for(
@@ -137,8 +158,9 @@ class Acme:
         if not_after is not None:
             payload["notAfter"] = _rfc3339(not_after)
         if replaces and directory.renewal_info:
-            payload["replaces"] = replaces
-        answer = await self._post(directory.new_order, payload, "newOrder")
+            answer = await self._replacing(directory.new_order, payload, replaces)
+        else:
+            answer = await self._post(directory.new_order, payload, "newOrder")
         seen = answer.parse(messages.OrderObject)
         return messages.order(answer.location(), seen)
 
@@ -221,6 +243,15 @@ class Acme:
         revocation.check_reason(reason)
         signer = ByKey(key) if key else ByAccount(self._key, await self.ensure_account())
         await revocation.revoke(self._transport, signer, certificate, reason)
+
+    async def _replacing(self, url: str, payload: dict[str, object], replaces: str) -> Answer:
+        """An order that says what it replaces, or one that does not: an order in any case."""
+        try:
+            return await self._post(url, payload | {"replaces": replaces}, "newOrder")
+        except PeerRefused as refused:
+            if refused.reason not in OLD_CERTIFICATE_REFUSED:
+                raise
+        return await self._post(url, payload, "newOrder")
 
     async def _post(
         self, url: str, payload: object, resource: str, *, accept: str = "application/json"

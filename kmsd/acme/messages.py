@@ -56,6 +56,20 @@ class Directory(Message, frozen=True):
     meta: DirectoryMeta | None = None
 
 
+class SuggestedWindow(Message, frozen=True):
+    """RFC 3339 times."""
+
+    start: str
+    end: str
+
+
+class RenewalInfoObject(Message, frozen=True):
+    """RFC 9773 section 4.2."""
+
+    suggested_window: SuggestedWindow
+    explanation_url: str | None = msgspec.field(name="explanationURL", default=None)
+
+
 class AccountObject(Message, frozen=True):
     """RFC 8555 section 7.1.2."""
 

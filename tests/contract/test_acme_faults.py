@@ -146,15 +146,6 @@ async def test_validity_is_asked_for_in_rfc_3339_and_replaces_not_without_ari(
     assert "replaces" not in order.payload
 
 
-async def test_an_order_replaces_an_old_certificate_where_there_is_ari(
-    ca: HostileCa, acme: Acme
-) -> None:
-    names = ("newNonce", "newAccount", "newOrder", "renewalInfo")
-    ca.fails("directory", told({name: ca.url(name) for name in names}))
-    await acme.new_order(TNAUTHLIST, replaces="aki.serial")
-    assert ca.asked("newOrder")[0].payload["replaces"] == "aki.serial"
-
-
 # Repeating.
 
 

@@ -14,6 +14,7 @@ from kmsd.acme.client import Acme
 from kmsd.acme.messages import Challenge, Identifier, Order, OrderStatus
 from kmsd.errors import Invalid, Misconfigured, PeerRefused, Precondition, Unavailable
 from kmsd.jose import b64url_decode
+from kmsd.renewal import certificate_id
 from kmsd.settings import Issuer
 from tests.pebble import EAB_KEY_ID, EAB_MAC_KEY, Pebble, SoftKey, https_identity, running_pebble
 
@@ -219,6 +220,18 @@ async def test_where_neither_key_has_an_account_there_is_nothing_to_roll(pebble:
         with pytest.raises(PeerRefused) as refused:
             await acme.roll_key(SoftKey())
     assert refused.value.reason == "ACME_ACCOUNT_DOES_NOT_EXIST"
+
+
+async def test_a_server_without_renewal_information_suggests_nothing_and_takes_the_order(
+    pebble: Pebble,
+) -> None:
+    async with client(pebble) as acme:
+        leaf = await issued(acme, SoftKey())
+        der = leaf.public_bytes(Encoding.DER)
+        assert await acme.renewal_info(der) is None
+        names = [Identifier("dns", name) for name in NAMES]
+        order = await acme.new_order_for(names, replaces=certificate_id(der))
+    assert order.status is OrderStatus.PENDING
 
 
 async def test_a_key_that_has_an_account_is_not_rolled_to(pebble: Pebble) -> None:
