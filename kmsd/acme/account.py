@@ -40,7 +40,8 @@ async def ensure(transport: Transport, issuer: Issuer, key: Key, mac_key: bytes 
 async def find(transport: Transport, issuer: Issuer, key: Key) -> str:
     """The URL of the account that has `key`; empty when none has. Nothing is made.
 
-    RFC 8555 section 7.3.1. Raises Unavailable when the STI-CA does not say.
+    RFC 8555 section 7.3.1. Raises Unavailable, and PeerRefused (ACME_ANSWER_MALFORMED,
+    ACME_REDIRECT), when it is not the STI-CA that answers.
     """
     directory = await transport.directory()
     signer = ByKey(key, issuer.resolved().jwk_kid)
@@ -48,7 +49,9 @@ async def find(transport: Transport, issuer: Issuer, key: Key) -> str:
         answer = await transport.post(
             directory.new_account, {"onlyReturnExisting": True}, signer, "newAccount"
         )
-    except PeerRefused:
+    except PeerRefused as refused:
+        if refused.reason in _NO_ANSWER:
+            raise
         return ""  # accountDoesNotExist by the RFC, and whatever the field says in its place
     return answer.location()
 
@@ -82,6 +85,8 @@ async def roll(
     return url
 
 
+_NO_ANSWER = frozenset({"ACME_ANSWER_MALFORMED", "ACME_REDIRECT"})
+"""A captive portal knows nothing of accounts: to believe it would be to make a second one."""
 _NOT_JUDGED = frozenset({"ACME_NOT_OFFERED", "ACME_RATE_LIMITED"})
 """Refusals that ask for no second question: there is nothing to learn, or it would be refused."""
 

@@ -103,6 +103,10 @@ def lost(regular: Callable[[], httpx.Response]) -> httpx.Response:
     raise httpx.ReadError("the connection was closed")
 
 
+def portal(regular: Callable[[], httpx.Response]) -> httpx.Response:
+    return httpx.Response(403, stream=httpx.ByteStream(b"<html>Please sign in</html>"))
+
+
 def says(kind: str, status: int, *, done: bool = False) -> Fault:
     def fault(regular: Callable[[], httpx.Response]) -> httpx.Response:
         if done:
@@ -238,6 +242,18 @@ async def test_an_account_of_neither_key_is_not_made_by_the_way(
     error = await failed(ca, old, new, f"{CA}/account/7" if known else "")
     assert error.reason == ("ACME_UNAUTHORIZED" if known else "ACME_ACCOUNT_DOES_NOT_EXIST")
     assert ca.by_key == {}
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_a_captive_portal_does_not_make_an_account_unknown(
+    ca: Accounts, old: SoftKey, new: SoftKey, known: bool
+) -> None:
+    url = ca.has(old)
+    ca.faults = {"keyChange": [lost], "newAccount": [portal, portal]}
+    error = await failed(ca, old, new, url if known else "")
+    assert error.reason == "ACME_ANSWER_MALFORMED"
+    ca.faults.clear()
+    assert await rolled(ca, old, new, url if known else "") == url
 
 
 async def test_a_rate_limit_is_not_answered_with_more_questions(
