@@ -23,6 +23,7 @@ from kmsd.model import Active, Credential, Destroyed, Failed, Revocation
 from kmsd.movers import Movers, News
 from kmsd.presence import seen
 from kmsd.settings import Configuration
+from kmsd.standby import Standby
 from kmsd.store import Store
 from kmsd.switch import Switch
 from kmsd.views import (
@@ -55,6 +56,7 @@ class Admin(admin_pb2_grpc.AdminServicer):
         anchors: Anchors,
         counterparts: Counterparts,
         switch: Switch,
+        standby: Standby,
         clock: Callable[[], int],
     ) -> None:
         self._configuration = configuration
@@ -65,6 +67,7 @@ class Admin(admin_pb2_grpc.AdminServicer):
         self._anchors = anchors
         self._counterparts = counterparts
         self._switch = switch
+        self._standby = standby
         self._clock = clock
         self._started = clock()
 
@@ -162,6 +165,7 @@ class Admin(admin_pb2_grpc.AdminServicer):
         return await asyncio.to_thread(self._store.find, prefix)
 
     async def _revoke(self, request: pb.RevokeRequest) -> Credential:
+        self._store.require_acting()
         if request.reason not in REVOCATION_REASONS:
             raise Invalid(
                 "REVOCATION_REASON_INVALID",
@@ -224,7 +228,9 @@ class Admin(admin_pb2_grpc.AdminServicer):
             trust=[await self._trust(name) for name in self._configuration.authorities],
             profiles=await self._profiles(),
         )
-        status.alarms.extend(alarms(status, signers))
+        trouble = self._standby.trouble
+        status.standing_by = trouble.message if trouble else ""
+        status.alarms.extend(alarms(status, signers, None if self._standby.waits else trouble))
         return status
 
     async def _hsm_status(self) -> pb.HsmStatus:

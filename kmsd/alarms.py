@@ -7,11 +7,19 @@ from collections.abc import Iterator, Sequence
 
 from kmsapi.v1 import admin_pb2 as pb
 
+from kmsd.errors import KmsdError
 from kmsd.presence import Seen
 
 
-def alarms(status: pb.Status, signers: Sequence[Seen]) -> Iterator[pb.Alarm]:
-    """The alarms of a status, worst first as far as one can tell."""
+def alarms(
+    status: pb.Status, signers: Sequence[Seen], store: KmsdError | None = None
+) -> Iterator[pb.Alarm]:
+    """The alarms of a status, worst first as far as one can tell.
+
+    store: why nothing can be changed, where that is not as it should be.
+    """
+    if store is not None:
+        yield _alarm(store.reason, "store", store.message, store.next_step)
     if not status.hsm.usable:
         yield _alarm("HSM_NOT_USABLE", "hsm", status.hsm.trouble, "Run `kmsd check` here.")
     if not signers:

@@ -86,7 +86,12 @@ class Anchors:
         return x509.load_der_x509_crl(crl.der).issuer.rfc4514_string()
 
     async def refresh(self, authority: str) -> None:
-        """Fetches what is due. Never raises: what went wrong is in `trouble`."""
+        """Fetches what is due. Never raises: what went wrong is in `trouble`.
+
+        Nothing while another keeper acts on the store: that one does.
+        """
+        if not self._store.acts:
+            return
         async with self._turns[authority]:
             # The CRL also when the list is not to be had: each is the last good one for itself.
             for what, fetch in (("list", self._list), ("crl", self._crl)):

@@ -61,6 +61,7 @@ class Keeper:
         self._movers = movers
         self._switch = switch
         self._clock = clock
+        self._followed: tuple[Event, ...] | None = None
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def run(self) -> None:
@@ -76,6 +77,16 @@ class Keeper:
                 log.error("tick", reason=error.reason, message=error.message)
             await asyncio.sleep(self._tick_seconds)
 
+    async def follow(self) -> None:
+        """Brings this host's keyring in line with the store while another keeper acts.
+
+        Cheap when nothing has happened: whatever changes a credential leaves an event.
+        """
+        newest = await asyncio.to_thread(self._store.events, limit=1)
+        if newest != self._followed:
+            await self._switch.follow(await self._configured())
+            self._followed = newest
+
     async def begin(self, profile: str, *, rotate: bool) -> Credential:
         """Starts a new credential and sets it moving; gives the one that is on its way already,
         and tries its next step at once: whoever asks again has changed something.
@@ -83,6 +94,7 @@ class Keeper:
         Raises NotFound (PROFILE_UNKNOWN), Precondition (PROFILE_ACTIVE: rotate instead;
         PROFILE_NOT_ENROLLED: enroll instead).
         """
+        self._store.require_acting()
         settings = self._profiles.get(profile)
         if settings is None:
             raise unknown_profile(profile)
@@ -117,6 +129,7 @@ class Keeper:
         One that is still on its way is given up first: then the profile can begin anew. Raises
         Unavailable (CREDENTIAL_BUSY) when a step takes long; it is given up right after it.
         """
+        self._store.require_acting()
         if isinstance(credential.state, ON_THE_WAY):
             credential = await self._movers.give_up(credential)
             if isinstance(credential.state, Failed) and credential.state.birth is None:
@@ -177,9 +190,11 @@ class Keeper:
         return saved
 
     async def _reconcile(self) -> None:
+        await self._switch.reconcile(await self._configured())
+
+    async def _configured(self) -> list[Credential]:
         credentials = await asyncio.to_thread(self._store.credentials)
-        configured = [c for c in credentials if c.profile in self._profiles]
-        await self._switch.reconcile(configured)
+        return [c for c in credentials if c.profile in self._profiles]
 
     async def _tick(self) -> None:
         """Makes the plan of every profile, and moves whatever has something to do."""

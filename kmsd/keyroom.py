@@ -1,13 +1,16 @@
 """The keeper process: construct, inject, run.
 
 The only process that writes keys, talks to STI-PAs and STI-CAs, and changes state. It starts
-while the HSM, the STI-PA or an STI-CA is absent and goes on when they come.
+while the HSM, the database, the STI-PA or an STI-CA is absent and goes on when they come. On a
+store that several keepers share, it does so while it is the one that acts (`standby`).
 """
 
 import asyncio
+import fcntl
 import os
 import signal
-from contextlib import AsyncExitStack
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 
 import structlog
@@ -15,13 +18,16 @@ from kmsapi.v1 import admin_pb2_grpc
 
 from kmsd.admin import SERVICE, Admin
 from kmsd.anchors import CRL_EVERY, Anchors
+from kmsd.config import anew
 from kmsd.counterparts import Counterparts
+from kmsd.errors import Precondition
 from kmsd.hsmthread import HsmThread
 from kmsd.keeper import Keeper
 from kmsd.listen import Listener
 from kmsd.movers import Movers
 from kmsd.repository import Repository
 from kmsd.settings import Configuration
+from kmsd.standby import Standby
 from kmsd.steps import Steps, clock
 from kmsd.store import Store
 from kmsd.switch import Switch
@@ -43,9 +49,12 @@ async def run(configuration: Configuration) -> int:
         Path(configuration.state).mkdir, mode=0o750, parents=True, exist_ok=True
     )
     async with AsyncExitStack() as opened:
-        store = await asyncio.to_thread(Store.open, configuration.store.url)
+        password = anew(configuration.store.password, "store.password")
+        store = await asyncio.to_thread(Store.at, configuration.store.url, password)
         opened.callback(store.close)
-        opened.enter_context(store.acting(configuration.hsm.token))
+        standby = Standby(store, configuration.hsm.token)
+        opened.push_async_callback(standby.close)
+        await standby.first_try()
         hsm = HsmThread(configuration.hsm, run_folder)
         opened.push_async_callback(hsm.close)
         counterparts = Counterparts(configuration, store, hsm)
@@ -59,12 +68,21 @@ async def run(configuration: Configuration) -> int:
         opened.push_async_callback(movers.close)
         keeper = Keeper(configuration, store, movers, switch, clock)
         admin = Admin(
-            configuration, store, keeper, movers, hsm, anchors, counterparts, switch, clock
+            configuration,
+            store,
+            keeper,
+            movers,
+            hsm,
+            anchors,
+            counterparts,
+            switch,
+            standby,
+            clock,
         )
 
         listener = Listener([SERVICE], share_port=False)
         admin_pb2_grpc.add_AdminServicer_to_server(admin, listener.server)
-        _bind(listener, configuration)
+        opened.enter_context(_bound(listener, configuration))
         await listener.set_serving(True)
         await listener.server.start()
         opened.push_async_callback(listener.server.stop, 1.0)
@@ -72,9 +90,16 @@ async def run(configuration: Configuration) -> int:
             "keeping", address=configuration.keeper.listen, profiles=len(configuration.profiles)
         )
 
+        async def act() -> None:
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(keeper.run())
+                    tasks.create_task(_refresh(anchors, configuration))
+            finally:
+                await movers.close()
+
         work = [
-            asyncio.create_task(keeper.run()),
-            asyncio.create_task(_refresh(anchors, configuration)),
+            asyncio.create_task(standby.run(act, keeper.follow)),
             asyncio.create_task(stopped.wait()),
         ]
         finished, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
@@ -87,17 +112,29 @@ async def run(configuration: Configuration) -> int:
     return 0
 
 
-def _bind(listener: Listener, configuration: Configuration) -> None:
+@contextmanager
+def _bound(listener: Listener, configuration: Configuration) -> Iterator[None]:
+    """With the socket, which is this process's alone: keepers of one host may share a store."""
     address = configuration.keeper.listen
     path = Path(address.removeprefix("unix:"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)  # of a keeper that was killed; a live one holds the store's lock
-    mask = os.umask(0o117)
-    try:
-        listener.bind(address, None)
-    finally:
-        os.umask(mask)
-    path.chmod(int(configuration.keeper.socket_mode, 8))
+    with path.with_name(f"{path.name}.lock").open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Precondition(
+                "KEEPER_ALREADY_RUNNING",
+                f"Another keeper listens on {path}.",
+                next_step="Stop that one first: systemctl stop kmsd-keeper.",
+            ) from None
+        path.unlink(missing_ok=True)  # of a keeper that was killed
+        mask = os.umask(0o117)
+        try:
+            listener.bind(address, None)
+        finally:
+            os.umask(mask)
+        path.chmod(int(configuration.keeper.socket_mode, 8))
+        yield
 
 
 async def _refresh(anchors: Anchors, configuration: Configuration) -> None:

@@ -4,6 +4,7 @@ What the signer's and the keeper's servers have in common; neither of their serv
 """
 
 import inspect
+import resource
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from functools import wraps
@@ -25,6 +26,9 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 LARGEST_MESSAGE = 1 << 20
 """Bytes of one request; a frame of 256 PASSporTs is about 50 KiB."""
+MOST_CONNECTIONS = 8192
+KEPT_DESCRIPTORS = 128
+"""For everything that is no connection."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic for type checkers alone
@@ -45,6 +49,11 @@ class Listener:
             ("grpc.keepalive_time_ms", 30_000),
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
             ("grpc.max_concurrent_streams", 1000),
+            # Otherwise gRPC guesses what the way from the client holds, and takes in megabytes of
+            # each stream that nobody reads yet.
+            ("grpc.http2.bdp_probe", 0),
+            ("grpc.server_handshake_timeout_ms", 10_000),
+            ("grpc.max_allowed_incoming_connections", most_connections()),
         ]
         if share_port:
             options += [
@@ -76,6 +85,16 @@ class Listener:
                 next_step="Is the address free, and may this user use it?",
                 address=address,
             ) from error
+
+
+def most_connections() -> int:
+    """To one address. What is beyond is closed at once: a client that takes all descriptors of
+    the process would take those of its HSM and its keyring, too.
+    """
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if descriptors == resource.RLIM_INFINITY:
+        return MOST_CONNECTIONS
+    return max(1, min(MOST_CONNECTIONS, descriptors - KEPT_DESCRIPTORS))
 
 
 def server_credentials(tls: Tls) -> grpc.ServerCredentials:

@@ -158,6 +158,7 @@ class Movers:
                     insisted = await self._woken(credential_id, action.until)
                     continue  # it is read again: it may have been revoked meanwhile
                 async with self._slots:
+                    self._store.require_acting()  # no step into the world by who was replaced
                     outcome = await self._perform(credential, action)
                 await self._persist(credential, outcome, type(action).__name__)
             except KmsdError as error:  # the store: nothing was changed, the step is repeated

@@ -5,6 +5,7 @@ under it, it answers UNAVAILABLE, turns its health to NOT_SERVING and exits to b
 """
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -135,6 +136,7 @@ class Process:
             while True:
                 trouble = await self._follow(reader, live)
                 if reader.epoch >= 0 and not signing.is_open and not self._status.done():
+                    _settle()
                     signing.opened(live, lanes)
                     await listener.set_serving(True)
                     log.info("serving", epoch=live.epoch, profiles=len(live))
@@ -240,3 +242,12 @@ class Process:
         log.error("hsm_lost", reason=error.reason, message=str(error))
         signing.closed(error)
         self.stop(HSM_LOST)
+
+
+def _settle() -> None:
+    """Takes what there is, keys of ten thousand profiles and all, out of the garbage collector's
+    sight, and lets it look less often. A look at everything holds up each call of that moment, and
+    looks cost a unary call a seventh of its CPU time (measured)."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)

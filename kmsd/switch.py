@@ -65,6 +65,24 @@ class Switch:
         A published credential that is in the keyring already was about to become active when the
         keeper died: it stays, and the machine finishes that step.
         """
+        changed, gone = self._differences(credentials)
+        if changed or gone:
+            await self._write(changed, gone)
+
+    async def follow(self, credentials: Iterable[Credential]) -> None:
+        """The same while a keeper on another host acts: nothing is written to the store. The
+        epochs are this host's own until its keeper acts, which counts on from them."""
+        changed, gone = self._differences(credentials)
+
+        def write() -> None:
+            with self._turn:
+                self._writer.switch(self._writer.epoch + 1, changed, gone)
+
+        if changed or gone:
+            await asyncio.to_thread(write)
+
+    def _differences(self, credentials: Iterable[Credential]) -> tuple[list[Entry], list[str]]:
+        """What the keyring lacks, and the profiles that it has too many."""
         wanted: dict[str, Entry] = {}
         for credential in credentials:
             if credential.revocation is not None:
@@ -81,8 +99,7 @@ class Switch:
         present = self._writer.entries
         changed = [entry for profile, entry in wanted.items() if present.get(profile) != entry]
         gone = [profile for profile in present if profile not in wanted]
-        if changed or gone:
-            await self._write(changed, gone)
+        return changed, gone
 
     async def _write(
         self,

@@ -74,6 +74,11 @@ class Postgres:
                 assert time.monotonic() < deadline, said
                 time.sleep(0.02)
 
+    def ensure(self) -> None:
+        """Starts it unless it runs."""
+        if self._process is None:
+            self.start()
+
     def stop(self, number: signal.Signals = signal.SIGINT) -> None:
         """Ends it: SIGINT its sessions first, SIGQUIT as a crash does."""
         if self._process is not None:

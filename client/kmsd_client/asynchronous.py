@@ -49,7 +49,9 @@ class AsyncClient:
     connections: to each target, at most; one is made at first, and more as calls find no room.
         Signers that share a port share these: more connections spread the calls more evenly.
     frame_items: calls that travel together at most, 1 to 256 and no more than the signer's limit.
-    queue_items: calls that wait to travel at most; one more is Overloaded "CLIENT_QUEUE_FULL".
+    queue_items: calls that wait to travel at most; one more is Overloaded "CLIENT_QUEUE_FULL", and
+        so is a call behind so many others that they take longer than 35 ms, when that has been so
+        for a quarter of a second.
 
     Making one costs nothing and touches nothing: the first call, or entering `async with`, reads
     the TLS files (OSError, ValueError), and the first call connects. A client belongs to one

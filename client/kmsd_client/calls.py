@@ -82,10 +82,16 @@ class Frame:
         self.broke: frozenset[Stream] = frozenset()
         self.error: SigningError | None = None
 
-    def encoded(self) -> bytes:
-        """The SignRequest: encoded messages one after the other are one message."""
-        head = pb.SignRequest(sequence=self.sequence, profile=self.profile).SerializeToString()
-        return b"".join([head, *[call.wire for call in self.calls]])
+    def encoded(self, now: float) -> bytes:
+        """The SignRequest: encoded messages one after the other are one message.
+
+        It is worth signing as long as anybody waits: for the most patient of its callers.
+        """
+        left = max(call.deadline for call in self.calls) - now
+        head = pb.SignRequest(
+            sequence=self.sequence, profile=self.profile, timeout_ms=max(1, int(left * 1000))
+        )
+        return b"".join([head.SerializeToString(), *[call.wire for call in self.calls]])
 
     def waiting(self) -> list[Call]:
         """The calls whose callers have not got their outcome and have not gone."""

@@ -38,7 +38,9 @@ OPTIONS: Final[tuple[tuple[str, str | int], ...]] = (
 
 _STREAM_METHOD: Final = "/kmsapi.v1.Signing/SignStream"
 _HEALTH_METHOD: Final = "/grpc.health.v1.Health/Check"
-_SERVING: Final = b"\x08\x01"  # HealthCheckResponse{status: SERVING}, grpc/health/v1/health.proto
+# HealthCheckResponse{status: SERVING} and {status: NOT_SERVING}, grpc/health/v1/health.proto
+_SERVING: Final = b"\x08\x01"
+_NOT_SERVING: Final = b"\x08\x02"
 
 
 class Connection:
@@ -98,3 +100,11 @@ class Connection:
         except grpc.aio.AioRpcError:
             return False
         return answer == _SERVING
+
+    async def denies_service(self, within: float) -> bool:
+        """Whether its health service says that it does not serve; one that says nothing may."""
+        try:
+            answer = await self._health(b"", timeout=within)
+        except grpc.aio.AioRpcError:
+            return False
+        return answer == _NOT_SERVING

@@ -21,11 +21,12 @@ from typing import Final
 from kmsapi.v1 import signing_pb2 as pb
 
 from kmsd_client.answers import Signed, bad_answer, outcome_of
+from kmsd_client.backlog import Backlog
 from kmsd_client.calls import Call, Frame, Waiting, expire
 from kmsd_client.connection import Connection
 from kmsd_client.errors import Overloaded, SigningError, Unavailable
 from kmsd_client.refusals import error_of_refusal
-from kmsd_client.streams import STREAM_FRAMES, Stream
+from kmsd_client.streams import STREAM_FRAMES, UNDER_WAY, Stream
 
 GRAIN: Final = 0.005
 """Seconds between two looks at the deadlines, at least."""
@@ -40,7 +41,8 @@ class Dispatch:
     def __init__(
         self, connections: Sequence[Connection], frame_items: int, queue_items: int
     ) -> None:
-        self._streams = [Stream(connection, self) for connection in connections]
+        window = max(frame_items, UNDER_WAY // len(connections))
+        self._streams = [Stream(connection, self, window) for connection in connections]
         self._targets: dict[str, list[Stream]] = {}
         for stream in self._streams:
             self._targets.setdefault(stream.connection.target, []).append(stream)
@@ -48,6 +50,8 @@ class Dispatch:
         self._queue_items = queue_items
         self._loop = asyncio.get_running_loop()
         self._waiting = Waiting()
+        self._backlog = Backlog()
+        self._is_flowing = False
         self._again: list[Frame] = []
         self._sequences = itertools.count(1)
         self._turns = itertools.count(1)
@@ -77,9 +81,13 @@ class Dispatch:
                 f"{self._queue_items} calls of this client wait already; send less.",
                 {"limit": str(self._queue_items)},
             )
+        now = call.deadline - call.within
+        if self._is_flowing:
+            ahead = sum([stream.connection.outstanding for stream in self._streams])
+            self._backlog.check(ahead + len(self._waiting), now)
         self._waiting.add(call)
         if call.deadline < self._alarm_at:
-            self._set_alarm(call.deadline, time.monotonic())
+            self._set_alarm(call.deadline, now)
         self._schedule()
 
     async def close(self, grace: float) -> None:
@@ -108,6 +116,8 @@ class Dispatch:
 
     def stream_answered(self, stream: Stream, frame: Frame, answer: pb.SignResponse) -> None:
         """As `Owner`."""
+        now = time.monotonic()
+        self._backlog.answered(len(answer.results), now, waiting=bool(self._waiting))
         if answer.HasField("refusal"):
             self._refused(stream, frame, error_of_refusal(answer.refusal))
         elif len(answer.results) != len(frame.calls):
@@ -130,6 +140,7 @@ class Dispatch:
             frame.error = error
             self._again.append(frame)
         self._trouble = error
+        self._backlog.interrupted(time.monotonic())
         self._schedule()
 
     def _settle(self, stream: Stream, frame: Frame, answer: pb.SignResponse) -> None:
@@ -150,7 +161,9 @@ class Dispatch:
         if error is None:
             stream.works()
         else:
-            self._refused(stream, self._frame(frame.profile, again), error)
+            rest = self._frame(frame.profile, again)
+            rest.refused_by = frame.refused_by
+            self._refused(stream, rest, error)
 
     def _refused(self, stream: Stream, frame: Frame, error: SigningError) -> None:
         limit = error.metadata.get("limit", "")
@@ -164,6 +177,8 @@ class Dispatch:
             for call in frame.waiting():
                 self._waiting.add(call)
         else:
+            if isinstance(error, Overloaded):
+                stream.narrow(frame, time.monotonic())
             frame.fail(error)
 
     # --- what leaves
@@ -202,16 +217,18 @@ class Dispatch:
 
     def _send_waiting(self, now: float, desperate: bool) -> None:
         usable = [s for s in self._streams if s.is_open and (desperate or not s.is_resting)]
-        sent = bool(usable)
+        self._is_flowing = sent = bool(usable)
         while sent and self._waiting:
             sent = False
             for profile in self._waiting.profiles(STREAM_FRAMES * len(usable)):
-                with_room = [stream for stream in usable if stream.has_room(profile)]
+                with_room = [stream for stream in usable if stream.room(profile)]
                 if not with_room:
                     continue
                 sent = True
-                if calls := self._waiting.take(profile, self._frame_items, now):
-                    self._send(self._frame(profile, calls), min(with_room, key=_load), now)
+                stream = min(with_room, key=_load)
+                items = min(self._frame_items, stream.room(profile))
+                if calls := self._waiting.take(profile, items, now):
+                    self._send(self._frame(profile, calls), stream, now)
 
     def _frame(self, profile: str, calls: list[Call]) -> Frame:
         return Frame(next(self._sequences), profile, calls)
@@ -269,5 +286,5 @@ class Dispatch:
 
 
 def _load(stream: Stream) -> tuple[int, int]:
-    """The fewest frames under way, of equals the longest unused."""
-    return len(stream.frames), stream.connection.turn
+    """The fewest PASSporTs under way, of equals the longest unused."""
+    return stream.connection.outstanding, stream.connection.turn

@@ -22,9 +22,16 @@ from kmsd_client.refusals import error_of_call, is_from_signer
 STREAM_FRAMES: Final = 32
 """Frames under way on one stream, all profiles together."""
 
+UNDER_WAY: Final = 256
+"""PASSporTs that a client has under way, its streams together. Enough for a few signers to have
+always more to do; what waits here and not there can still go to another signer."""
+
 PROFILE_FRAMES: Final = 2
 """Of one profile: one that is signed, and one that is there when that is done. What is called for
 meanwhile gathers, so that frames grow with the load and a lone call never waits for company."""
+
+HEALTH_WITHIN: Final = 1.0
+"""Seconds for a signer to say whether it serves, before it is sent anything."""
 
 FIRST_REST: Final = 0.1
 LONGEST_REST: Final = 2.0
@@ -56,13 +63,16 @@ class Stream:
     is_resting: it failed a moment ago; better to use another one.
     """
 
-    def __init__(self, connection: Connection, owner: Owner) -> None:
+    def __init__(self, connection: Connection, owner: Owner, window: int) -> None:
+        """window: PASSporTs under way at most."""
         self.connection = connection
         self.frames: dict[int, Frame] = {}
         self.is_starting = False
         self.is_open = False
         self.is_resting = False
         self._owner = owner
+        self._widest = self._window = window
+        self._narrowed_at = 0.0
         self._profiles: dict[str, int] = {}
         self._outbox: deque[bytes] = deque()
         self._to_write = asyncio.Event()
@@ -72,16 +82,19 @@ class Stream:
         self._failures = 0
         self._has_answered = False
         self._is_broken = False
+        self._is_denied = False
         self._rest: asyncio.TimerHandle | None = None
 
-    def has_room(self, profile: str) -> bool:
-        """Whether one more frame of the profile may leave."""
-        return len(self.frames) < STREAM_FRAMES and self._profiles.get(profile, 0) < PROFILE_FRAMES
+    def room(self, profile: str) -> int:
+        """How many PASSporTs of the profile may leave in one more frame."""
+        if len(self.frames) >= STREAM_FRAMES or self._profiles.get(profile, 0) >= PROFILE_FRAMES:
+            return 0
+        return max(0, self._window - self.connection.outstanding)
 
     def can_start(self) -> bool:
         """Whether it is closed and it makes sense to open it."""
         return not (self.is_open or self.is_starting) and (
-            not self.is_resting or self.connection.is_ready()
+            not self.is_resting or (self.connection.is_ready() and not self._is_denied)
         )
 
     def start(self) -> None:
@@ -96,11 +109,20 @@ class Stream:
         self.frames[frame.sequence] = frame
         self._profiles[frame.profile] = self._profiles.get(frame.profile, 0) + 1
         self.connection.outstanding += len(frame.calls)
-        self._outbox.append(frame.encoded())
+        self._outbox.append(frame.encoded(now))
         self._to_write.set()
+
+    def narrow(self, frame: Frame, now: float) -> None:
+        """Its signer refused a frame because others have so much under way there, too: less of
+        ours from now on, and more again with each answer."""
+        if frame.sent_at > self._narrowed_at:
+            self._narrowed_at = now
+            self._window = max(1, self._window // 2)
 
     def works(self) -> None:
         """It gave a sound answer: what failed before is forgotten."""
+        if self._window < self._widest:
+            self._window += 1
         self.is_resting = False
         self._failures = 0
         if self._rest is not None:
@@ -127,6 +149,8 @@ class Stream:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+            # What it ended with holds the call, and the call holds the connection open.
+            self._task = None
         if self._rest is not None:
             self._rest.cancel()
         self.frames.clear()
@@ -148,7 +172,7 @@ class Stream:
                 raise
             error, said = Unavailable("SIGNER_SILENT", "The signer does not answer."), True
         except SigningError as misfit:
-            error = misfit
+            error, said = misfit, isinstance(misfit, Unavailable)
         finally:
             self.is_open = self.is_starting = self._given_up = False
             if self._call is not None:
@@ -158,6 +182,9 @@ class Stream:
 
     async def _converse(self) -> None:
         await self.connection.becomes_ready()  # when it does not, the call says why
+        self._is_denied = await self.connection.denies_service(HEALTH_WITHIN)
+        if self._is_denied:
+            raise Unavailable("SIGNER_NOT_SERVING", "The signer says that it does not serve now.")
         self._call = call = self.connection.sign_stream()
         await call.wait_for_connection()
         self._outbox.clear()

@@ -26,7 +26,7 @@ LARGEST = 1 << 20
 
 def references(configuration: Configuration) -> dict[str, str]:
     """Every secret that is configured: setting to reference."""
-    found = {"hsm.pin": configuration.hsm.pin}
+    found = {"hsm.pin": configuration.hsm.pin, "store.password": configuration.store.password}
     for name, authority in configuration.authorities.items():
         found[f"authorities.{name}.password"] = authority.password
     for name, issuer in configuration.issuers.items():

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kmsd import keyring as keyrings
+from kmsd.check.files import is_out_of_sight
 from kmsd.check.finding import Finding, Level, error, failed, ok, warning
-from kmsd.errors import KmsdError, Misconfigured
+from kmsd.config import anew
+from kmsd.errors import KmsdError
 from kmsd.model import Active
 from kmsd.settings import Configuration
 from kmsd.store import Store
@@ -25,9 +27,12 @@ class Keys:
 
 def store(configuration: Configuration, now: int) -> Iterator[Finding]:
     """The store opens, has this schema, is undamaged; what is active is still valid."""
+    if is_out_of_sight(configuration.store.password):
+        yield warning("store", "Its password is a systemd credential; it was not opened.")
+        return
     try:
-        opened = Store.look(configuration.store.url)
-    except Misconfigured as refusal:
+        opened = _look(configuration)
+    except KmsdError as refusal:
         yield failed("store", refusal, _level(refusal))
         return
     with opened as store:
@@ -52,14 +57,14 @@ def keyring(configuration: Configuration) -> Iterator[Finding]:
     folder = Path(configuration.keyring)
     active: dict[str, tuple[str, str, str]] | None = None
     try:
-        with Store.look(configuration.store.url) as store:
+        with _look(configuration) as store:
             active = {
                 one.profile: (one.id, one.key_id, one.state.x5u)
                 for one in store.all_active()
                 if isinstance(one.state, Active)
             }
             epoch = store.epoch()
-    except Misconfigured as refusal:
+    except KmsdError as refusal:
         if refusal.reason not in NOT_YET:
             yield warning("keyring", "It cannot be compared with the store.")
     if not folder.exists() and not active:
@@ -89,7 +94,7 @@ def keyring(configuration: Configuration) -> Iterator[Finding]:
 def keys(configuration: Configuration) -> Keys | None:
     """The keys that the HSM should have; None when the store cannot say."""
     try:
-        with Store.look(configuration.store.url) as store:
+        with _look(configuration) as store:
             credentials, accounts = store.credentials(), store.accounts()
     except KmsdError:
         return None
@@ -107,7 +112,7 @@ def keys(configuration: Configuration) -> Keys | None:
 def public_chains(configuration: Configuration) -> dict[str, str]:
     """x5u to chain of what is active and on our own STI-CR; empty when the store cannot say."""
     try:
-        with Store.look(configuration.store.url) as store:
+        with _look(configuration) as store:
             active = [one.state for one in store.all_active()]
     except KmsdError:
         return {}
@@ -117,6 +122,11 @@ def public_chains(configuration: Configuration) -> dict[str, str]:
         for state in active
         if isinstance(state, Active) and state.x5u.startswith(ours)
     }
+
+
+def _look(configuration: Configuration) -> Store:
+    store = configuration.store
+    return Store.look(store.url, anew(store.password, "store.password"))
 
 
 def _level(refusal: KmsdError) -> Level:

@@ -8,6 +8,6 @@ are in `settings`.
 
 from kmsd.config.reading import LIMIT, InvalidConfiguration, load
 from kmsd.config.rules import warnings
-from kmsd.config.secrets import mac_key, secret
+from kmsd.config.secrets import anew, mac_key, secret
 
-__all__ = ["LIMIT", "InvalidConfiguration", "load", "mac_key", "secret", "warnings"]
+__all__ = ["LIMIT", "InvalidConfiguration", "anew", "load", "mac_key", "secret", "warnings"]

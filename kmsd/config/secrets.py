@@ -5,6 +5,7 @@ A secret's value is in what `secret` returns and nowhere else: not in errors, no
 
 import os
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -35,6 +36,11 @@ def secret(reference: str, name: str) -> str:
     else:
         path, forbidden = Path(reference), 0o077
     return _text(_bytes(path, forbidden, name), path, name)
+
+
+def anew(reference: str, name: str) -> Callable[[], str]:
+    """`secret`, read whenever it is called for; "" where there is no reference."""
+    return lambda: secret(reference, name) if reference else ""
 
 
 def mac_key(reference: str, name: str) -> bytes:

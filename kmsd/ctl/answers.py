@@ -34,6 +34,7 @@ def status(answer: pb.Status, keeper: str) -> StatusDocument:
     return StatusDocument(
         condition=condition(answer),
         keeper=keeper,
+        standing_by=answer.standing_by,
         version=answer.version,
         now=datetime.fromtimestamp(answer.now, UTC),
         started_at=moment(answer.started_at),

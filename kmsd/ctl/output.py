@@ -185,6 +185,7 @@ class StatusDocument(Document, frozen=True, kw_only=True):
     kind: Literal["status"] = "status"
     condition: Condition
     keeper: str
+    standing_by: str = ""
     version: str
     now: datetime
     started_at: datetime | None

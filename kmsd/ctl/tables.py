@@ -45,6 +45,8 @@ def status(document: StatusDocument, page: Page) -> RenderableType:
         ("keeper", f"kmsd {document.version} on {document.keeper}{up}", ""),
         ("hsm", _hsm(document.hsm), "" if document.hsm.usable else "red"),
     ]
+    if document.standing_by:
+        rows.insert(2, ("keeper", f"stands by: {document.standing_by}", "yellow"))
     rows += [("signers", *line) for line in _signers(document.signers, document.epoch, page)]
     rows += [("trust", *line) for material in document.trust for line in _trust(material, page)]
     urgent = sorted(document.profiles, key=_urgency)

@@ -98,9 +98,18 @@ class Database:
             finally:
                 self._write, self._term = before, None
 
+    @property
+    def acts(self) -> bool:
+        if self._term is not None and self._term.over:
+            return False
+        return self._write not in (_stands_by, _only_looks)
+
     def require_acting(self) -> None:
-        if self._write is _stands_by or (self._term and self._term.over):
+        if not self.acts:
             _stands_by()
+
+    def resign(self) -> None:
+        self._write = _stands_by
 
     def damage(self) -> tuple[str, ...]:
         """What is wrong with the file as the database itself sees it; () when nothing is."""

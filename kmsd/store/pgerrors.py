@@ -97,4 +97,4 @@ def _state_of(said: str) -> str:
 
 def _first_line(error: BaseException | None) -> str:
     text = " ".join(str(error).split("\n\t")[0].split())
-    return text[:300].removeprefix("connection failed: ")
+    return text[:300].removeprefix("connection failed: ").rstrip(".") + "."

@@ -93,9 +93,18 @@ class Store:
         """
         return self._database.acting(token)
 
+    @property
+    def acts(self) -> bool:
+        """Whether changes can be made, as far as is known; asks nobody."""
+        return self._database.acts
+
     def require_acting(self) -> None:
-        """Raises Unavailable KEEPER_STANDS_BY when we are known not to act; asks nobody."""
+        """Raises Unavailable KEEPER_STANDS_BY unless `acts`."""
         self._database.require_acting()
+
+    def resign(self) -> None:
+        """Makes no more changes from now on, whatever the database would let us do."""
+        self._database.resign()
 
     def check_acting(self) -> None:
         """Asks the database whether this process acts, as every change does. Raises as they do."""

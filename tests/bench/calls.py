@@ -31,10 +31,10 @@ class Calls:
         async def call(began: float) -> None:
             try:
                 await client.sign_shaken(ORIG, dest(next(numbers)), "A")
-            except Overloaded:
+            except Overloaded as refused:
                 count.refused(began, clock())
                 if not order.rate:
-                    await asyncio.sleep(PAUSE)
+                    await asyncio.sleep(refused.retry_after or PAUSE)
             except SigningError as error:
                 count.failed(error)
             else:

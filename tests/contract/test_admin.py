@@ -66,7 +66,7 @@ async def served(folder: Path, admin: Admin) -> AsyncIterator[admin_pb2_grpc.Adm
 
 def an_admin(store: object, **parts: object) -> Admin:
     """An Admin with only the parts that a test needs."""
-    needed = ("keeper", "hsm", "anchors", "counterparts", "switch", "movers")
+    needed = ("keeper", "hsm", "anchors", "counterparts", "switch", "standby", "movers")
     given: dict[str, Any] = {name: parts.get(name) for name in needed}
     configuration = cast(Configuration, parts.get("configuration"))
     return Admin(configuration, cast(Store, store), **given, clock=lambda: 1_800_000_000)
@@ -81,6 +81,9 @@ async def test_a_revocation_is_finished_when_its_caller_leaves(
     keeper, counterparts = Keeper(), Counterparts()
 
     class Found:
+        def require_acting(self) -> None:
+            pass
+
         def find(self, _: str) -> Credential:
             return retired
 

@@ -55,7 +55,7 @@ class KeyRoom:
 
     profiles, issuers, authorities: each with what differs from a plain one, by its name. All
     issuers and authorities are the lab; the first ones are those of a plain profile.
-    repository, hsm: settings over the usual ones.
+    repository, hsm, store: settings over the usual ones. shared_token: of another room.
     """
 
     folder: Path
@@ -65,6 +65,8 @@ class KeyRoom:
     authorities: Mapping[str, Table] = field(default_factory=lambda: {"lab": {}})
     repository: Table = field(default_factory=dict)
     hsm: Table = field(default_factory=dict)
+    store: Table = field(default_factory=dict)
+    shared_token: settings.Hsm | None = None
     state: Path | None = None
     port: int = field(default_factory=free_port)
 
@@ -73,7 +75,7 @@ class KeyRoom:
         self.state = self.state or self.folder / "state"
         self.run = self.folder / "run"
         self._signers: dict[int, int] = {}
-        self.token = make_token(self.folder / "hsm")
+        self.token = self.shared_token or make_token(self.folder / "hsm")
         self.config = self.folder / "kmsd.toml"
         self.configure()
 
@@ -256,6 +258,7 @@ class KeyRoom:
             "state": str(self.state),
             "run": str(self.run),
             "hsm": _settings(self.token) | self.hsm,
+            "store": self.store,
             "keeper": {"listen": f"unix:{self.run}/keeper.sock", "tick_seconds": 0.2},
             "signer": {"listen": [f"127.0.0.1:{self.port}"], "tls": _files(server)},
             "client": {"targets": [self.target], "tls": _files(caller)},

@@ -156,6 +156,13 @@ def in_trouble() -> pb.Status:
     return status
 
 
+def standing_by() -> pb.Status:
+    status = pb.Status()
+    status.CopyFrom(WELL)
+    status.standing_by = "The keeper on kms1 (process 4711) acts on this store."
+    return status
+
+
 def many_profiles() -> pb.Status:
     status = pb.Status()
     status.CopyFrom(WELL)
@@ -193,6 +200,7 @@ BORN.birth.CopyFrom(BIRTH)
 SCREENS: dict[str, Callable[[Page], RenderableType]] = {
     "status-well": _status(WELL),
     "status-in-trouble": _status(in_trouble()),
+    "status-standing-by": _status(standing_by()),
     "status-of-nothing": _status(pb.Status(version="0.1.0", now=NOW)),
     "status-of-many": _status(many_profiles()),
     "profiles": lambda on: tables.profiles(map(answers.profile, PROFILES), on),

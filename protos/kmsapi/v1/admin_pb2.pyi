@@ -50,6 +50,7 @@ class Status(_message.Message):
     TRUST_FIELD_NUMBER: _builtins.int
     PROFILES_FIELD_NUMBER: _builtins.int
     ALARMS_FIELD_NUMBER: _builtins.int
+    STANDING_BY_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of kmsd that the keeper runs, as of its package."""
     now: _builtins.int
@@ -58,6 +59,10 @@ class Status(_message.Message):
     """When the keeper started, seconds since 1970-01-01 UTC."""
     epoch: _builtins.int
     """Version of kmsd's keyring that the signers are to sign under."""
+    standing_by: _builtins.str
+    """Why this keeper changes nothing now, for people: another one on its store acts, or the store
+    cannot be changed. Empty: it acts.
+    """
     @_builtins.property
     def hsm(self) -> Global___HsmStatus:
         """The PKCS#11 token as it answers now."""
@@ -90,10 +95,11 @@ class Status(_message.Message):
         trust: _abc.Iterable[Global___TrustStatus] | None = ...,
         profiles: _abc.Iterable[Global___Profile] | None = ...,
         alarms: _abc.Iterable[Global___Alarm] | None = ...,
+        standing_by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hsm", b"hsm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarms", b"alarms", "epoch", b"epoch", "hsm", b"hsm", "now", b"now", "profiles", b"profiles", "signers", b"signers", "started_at", b"started_at", "trust", b"trust", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarms", b"alarms", "epoch", b"epoch", "hsm", b"hsm", "now", b"now", "profiles", b"profiles", "signers", b"signers", "standing_by", b"standing_by", "started_at", b"started_at", "trust", b"trust", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

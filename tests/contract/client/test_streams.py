@@ -4,6 +4,7 @@ import asyncio
 import gc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import grpc
 import pytest
@@ -291,3 +292,25 @@ async def test_nothing_is_left_of_ten_thousand_calls_that_went_every_way(
     del calls, call
     gc.collect()
     assert not [each for each in gc.get_objects() if isinstance(each, Call | Frame)]
+
+
+async def test_a_closed_client_is_disconnected_also_before_its_garbage_is_collected(
+    target: str, tls: Tls
+) -> None:
+    async def used() -> None:
+        async with AsyncClient(target, tls=tls, profile="acme", timeout=10) as client:
+            await client.sign(GOOD)
+
+    def connected() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    await used()
+    gc.collect()
+    before = connected()
+    gc.disable()
+    try:
+        for _ in range(5):
+            await used()
+        await until(lambda: connected() <= before)
+    finally:
+        gc.enable()

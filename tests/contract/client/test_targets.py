@@ -260,3 +260,21 @@ asyncio.run(main())
         env=os.environ | {"GRPC_ENABLE_FORK_SUPPORT": "0"},
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+async def test_a_signer_that_does_not_serve_is_sent_nothing(parts: Parts, tls: Tls) -> None:
+    away, there = signer_for(["acme"]), signer_for(["acme"])
+    away.faults.serving = b"\x08\x02"
+    async with served(away, parts) as (one, _), served(there, parts) as (other, _):
+        async with AsyncClient([one, other], tls=tls, profile="acme", timeout=10) as client:
+            for _ in range(5):
+                assert isinstance(await client.sign_shaken(*CALL), Signed)
+        assert away.frames == []
+        assert len(there.frames) == 5
+        async with AsyncClient(one, tls=tls, profile="acme", timeout=10) as client:
+            with pytest.raises(Unavailable) as told:
+                await client.sign_shaken(*CALL)
+        assert told.value.reason == "SIGNER_NOT_SERVING"
+        away.faults.serving = b"\x08\x01"
+        async with AsyncClient(one, tls=tls, profile="acme", timeout=10) as client:
+            assert isinstance(await client.sign_shaken(*CALL), Signed)
