@@ -116,29 +116,27 @@ class Standby:
 
     async def _watch(self) -> None:
         """Returns when the term is over. A seat that cannot be lost is not watched."""
+        if not self._store.shared:
+            await asyncio.Event().wait()
         loop = asyncio.get_running_loop()
         answered = loop.time()
+        trouble: KmsdError = _silent()
         while loop.time() - answered < PATIENCE:
-            await asyncio.sleep(BEAT if self._store.shared else 3600)
+            await asyncio.sleep(BEAT)
             try:
                 async with asyncio.timeout(answered + PATIENCE - loop.time()):
                     await self._in_thread(self._store.check_acting)
             except TimeoutError:
                 break
-            except KmsdError as trouble:
-                self.trouble = trouble
+            except KmsdError as error:
+                trouble = error
                 if not self._store.acts:
                     break
             else:
-                answered = loop.time()
+                answered, trouble = loop.time(), _silent()
         self._store.resign()
-        if self.trouble is None:
-            self.trouble = Unavailable(
-                "STORE_SILENT",
-                f"The database has not answered for {PATIENCE:.0f} s.",
-                next_step="This keeper changes nothing until it acts again, which it tries.",
-            )
-        log.error("acting_no_more", reason=self.trouble.reason, message=str(self.trouble))
+        self.trouble = trouble
+        log.error("acting_no_more", reason=trouble.reason, message=str(trouble))
 
     async def _follow(self, follow: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -149,3 +147,11 @@ class Standby:
 
     async def _in_thread(self, function: Callable[[], R]) -> R:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+
+
+def _silent() -> Unavailable:
+    return Unavailable(
+        "STORE_SILENT",
+        f"The database has not answered for {PATIENCE:.0f} s.",
+        next_step="This keeper changes nothing until it acts again, which it tries by itself.",
+    )

@@ -160,7 +160,8 @@ class Postgres:
 
     @property
     def _name(self) -> str:
-        host = self.url.host or str(self.url.query.get("host", "localhost"))
+        several = self.url.query.get("host", "localhost")
+        host = self.url.host or (several if isinstance(several, str) else ", ".join(several))
         return f"The database {self.url.database!r} on {host}"
 
     def _connected(self, **pool: Any) -> sa.Engine:

@@ -119,12 +119,20 @@ async def test_a_lost_seat_ends_what_is_done_and_it_is_begun_anew() -> None:
 
 async def test_an_error_that_leaves_the_seat_is_outlived() -> None:
     seats, acting = Seats(), Acting()
-    async with running(seats, acting):
+    async with running(seats, acting) as place:
         await until(lambda: acting.begun == 1)
         seats.check = Unavailable("STORE_BUSY", "Busy.")
         await asyncio.sleep(0.05)
         seats.check = None
         await asyncio.sleep(0.3)
+        assert (acting.begun, acting.ended, place.trouble) == (1, 0, None)
+
+
+async def test_a_seat_that_cannot_be_lost_is_kept_whatever_the_store_says() -> None:
+    seats, acting = Seats(shared=False), Acting()
+    seats.check = OUTAGE
+    async with running(seats, acting):
+        await asyncio.sleep(0.5)
         assert (acting.begun, acting.ended) == (1, 0)
 
 

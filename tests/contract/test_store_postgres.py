@@ -17,6 +17,7 @@ from kmsd.store import Event, Store
 from kmsd.store import postgres as backend
 from tests.contract.test_store import ACTIVE, credential
 from tests.postgres import PASSWORD, Postgres, database_of, postgres
+from tests.system.programs import free_port
 
 
 @pytest.fixture
@@ -135,6 +136,14 @@ def test_a_text_that_postgresql_cannot_hold_is_the_callers_fault(url: str) -> No
                 change()
             assert refusal.value.reason == "STORE_VALUE_INVALID"
         assert store.events() == ()
+
+
+def test_of_several_hosts_the_one_that_takes_changes_is_used(postgres_server: Postgres) -> None:
+    name = database_of(postgres_server.database())
+    hosts = f"host=127.0.0.1:{free_port()}&host=127.0.0.1:{postgres_server.port}"
+    url = f"postgresql://kmsd@/{name}?{hosts}&target_session_attrs=read-write"
+    with Store.at(url, lambda: PASSWORD) as store, store.acting("kmsd"):
+        assert store.next_epoch() == 1
 
 
 # One store is one schema

@@ -76,8 +76,8 @@ def test_one_keeper_acts_and_the_other_takes_over_when_it_is_killed(
         # The signers of the other host follow, though its keeper changes nothing.
         until("west follows", lambda: can_sign(west))
         assert signs_with(west, first["id"])
-        for words in (("destroy", first["id"], "--yes"), (*REVOKE, first["id"], "--yes")):
-            assert "KEEPER_STANDS_BY" in west.kmsctl(*words).errors
+        for change in (("destroy", first["id"], "--yes"), (*REVOKE, first["id"], "--yes")):
+            assert "KEEPER_STANDS_BY" in west.kmsctl(*change).errors
         kill(acting)
         until("west acts", lambda: stands_by(west) == "")
         second = west.rotated()
