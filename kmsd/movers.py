@@ -8,6 +8,7 @@ people may ask of it, is the `keeper`'s business.
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping
+from itertools import chain
 
 import structlog
 from msgspec.structs import replace
@@ -68,7 +69,7 @@ class Movers:
         self._awake: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._unwanted: set[str] = set()
         self._slots = asyncio.Semaphore(CREDENTIALS_AT_ONCE)
-        self._listeners: dict[str, set[asyncio.Queue[News]]] = {}
+        self._listeners: dict[str, set[asyncio.Queue[News | None]]] = {}
 
     def move(self, credential_id: str) -> None:
         """Sets a credential moving, unless it moves already."""
@@ -96,8 +97,11 @@ class Movers:
         return await asyncio.to_thread(self._store.credential, credential.id)
 
     async def news(self, credential_id: str) -> AsyncIterator[News]:
-        """The credential as it is, and every step from then on until it is active or failed."""
-        queue: asyncio.Queue[News] = asyncio.Queue()
+        """The credential as it is, and every step from then on until it is active or failed.
+
+        Raises Unavailable KEEPER_STANDS_BY when another keeper takes the steps from now on.
+        """
+        queue: asyncio.Queue[News | None] = asyncio.Queue()
         listeners = self._listeners.setdefault(credential_id, set())
         listeners.add(queue)
         try:
@@ -106,7 +110,9 @@ class Movers:
             yield told
             while isinstance(told.credential.state, ON_THE_WAY):
                 news = await queue.get()
-                if news.credential.version > told.credential.version:  # not told by the first
+                if news is None:
+                    self._store.require_acting()
+                elif news.credential.version > told.credential.version:  # not told by the first
                     told = news
                     yield told
         finally:
@@ -131,6 +137,8 @@ class Movers:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for queue in chain.from_iterable(self._listeners.values()):
+            queue.put_nowait(None)
 
     def _ended(self, credential_id: str, task: asyncio.Task[None]) -> None:
         if self._tasks.get(credential_id) is task:

@@ -10,13 +10,13 @@ from msgspec.structs import replace
 
 from kmsd import keyring
 from kmsd.enrollment import DestroyAsked, Superseded, advance
-from kmsd.errors import Precondition
+from kmsd.errors import Precondition, Unavailable
 from kmsd.keeper import Keeper
 from kmsd.model import Credential, Retired, Revocation
 from kmsd.movers import Movers
 from kmsd.settings import Configuration, Repository
 from kmsd.settings import Keeper as KeeperSettings
-from kmsd.store import Store
+from kmsd.store import Event, Store
 from kmsd.switch import Switch, entry_of
 from tests.unit.test_enrollment import NOW, OUTCOMES, walk
 
@@ -80,3 +80,40 @@ async def test_what_was_revoked_is_withdrawn_again_where_that_failed(room: Room)
     assert room.signed_with() == []
     await room.movers.close()
     await asyncio.sleep(0)
+
+
+async def test_who_listens_to_an_enrollment_is_told_when_another_keeper_goes_on(
+    room: Room,
+) -> None:
+    coming = room.keep(walk(*OUTCOMES[:2]))
+    told = room.movers.news(coming.id)
+    assert (await anext(told)).credential == coming
+    waiting = asyncio.ensure_future(anext(told))
+    await asyncio.sleep(0)
+    await room.movers.close()  # the keeper stops, and acts still
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    room.store.resign()
+    await room.movers.close()
+    with pytest.raises(Unavailable) as refusal:
+        await waiting
+    assert refusal.value.reason == "KEEPER_STANDS_BY"
+    for change in (room.keeper.begin("acme", rotate=True), room.keeper.schedule_destroy(coming)):
+        with pytest.raises(Unavailable):
+            await change
+    assert room.store.credentials() == (coming,)
+
+
+async def test_the_keyring_follows_the_store_while_another_keeper_acts(room: Room) -> None:
+    room.keeper._profiles = {ACTIVE.profile: cast(Any, None)}
+    await room.keeper.follow()
+    active = room.keep(ACTIVE)
+    epoch = room.store.epoch()
+    room.store.record(Event(NOW, "Activate", credential=active.id))
+    room.store.resign()
+    await room.keeper.follow()
+    assert room.signed_with() == [active.id]
+    assert room.store.epoch() == epoch  # nothing is written there
+    (room.folder / "keyring").rename(room.folder / "aside")
+    await room.keeper.follow()  # nothing has happened: nothing is read but that
+    assert not (room.folder / "keyring").exists()
