@@ -59,7 +59,9 @@ class Postgres:
 
     def start(self, *before: str) -> None:
         """Starts it; back when it lets clients in. before: a command that runs it."""
-        command = [*before, str(_binaries() / "postgres"), "-D", str(self.folder / "data")]
+        # Not left behind by a test run that is killed.
+        mortal = ("setpriv", "--pdeathsig", "QUIT")
+        command = [*before, *mortal, str(_binaries() / "postgres"), "-D", str(self.folder / "data")]
         owner: dict[str, Any] = {} if before else self._owner
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, **owner)
