@@ -142,6 +142,7 @@ def _loads(folder: Path, loads: tuple[int, ...], pace: Pace) -> Part:
         figures["half_load_p99_vs_p50"] = half.p99_ms / half.p50_ms
     if over:
         figures["overload_p99"] = over.p99_ms
+        figures["overload_refusal_p99"] = over.refusal_p99_ms
     return rows, {"overload_goodput": ratio(shares[-1].per_s(), capacity.per_s())}, figures
 
 

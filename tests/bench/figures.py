@@ -136,6 +136,7 @@ FIGURES: Final = (
     Ratio("half_load_p99", "p99 at 50 % load, single calls", 5.0, True, "ms"),
     Ratio("half_load_p99_vs_p50", "the same / p50", 8.0, True),
     Ratio("overload_p99", "p99 of what is accepted at 150 %", 50.0, True, "ms"),
+    Ratio("overload_refusal_p99", "p99 of a refusal at 150 %", 2.0, True, "ms"),
     Ratio("profiles_memory", "signer memory, 10 000 profiles - 1 profile", 40.0, True, "MiB"),
     Ratio("start_1", "start to first signature, 1 profile", 1.0, True, "s"),
     Ratio("start_10000", "start to first signature, 10 000 profiles", 5.0, True, "s"),

@@ -46,7 +46,7 @@ def test_every_measurement_gives_a_row_and_no_call_fails_but_by_being_late(repor
         ("unary", 1),
         ("unary_echo", 1),
         ("secsipidx", 1),
-        ("slow_hsm", 8),
+        ("slow_hsm", 16),
         ("profiles_1", 64),
         ("profiles_5", 64),
         ("capacity", 1),
