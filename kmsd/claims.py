@@ -18,8 +18,9 @@ def claims_of(message: signing_pb2.Passport) -> tuple[Claims, str, str]:
 
     Raises Invalid: ORIG_MISSING, TYPE_MISSING, ATTEST_INVALID, DIV_MISSING.
     """
+    # A hot path: what is nearly always there is looked for first, what nearly never is not copied.
     orig: Tn | Uri
-    match message.WhichOneof("orig"):
+    match "orig_tn" if message.orig_tn else message.WhichOneof("orig"):
         case "orig_tn":
             orig = Tn(message.orig_tn)
         case "orig_uri":
@@ -46,8 +47,9 @@ def claims_of(message: signing_pb2.Passport) -> tuple[Claims, str, str]:
             kind = _rich(message.rcd)
         case _:
             raise _missing("TYPE_MISSING", "type", "a type: shaken, base, div, rph or rcd")
-    dest_tn, dest_uri = tuple(message.dest_tn), tuple(message.dest_uri)
-    return Claims(orig, dest_tn, dest_uri, message.iat, kind), ppt, attest
+    uris = message.dest_uri
+    dest_uri = tuple(uris) if uris else ()
+    return Claims(orig, tuple(message.dest_tn), dest_uri, message.iat, kind), ppt, attest
 
 
 def _diverted(message: signing_pb2.Div) -> Tn | Uri:

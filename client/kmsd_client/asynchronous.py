@@ -50,8 +50,8 @@ class AsyncClient:
         Signers that share a port share these: more connections spread the calls more evenly.
     frame_items: calls that travel together at most, 1 to 256 and no more than the signer's limit.
     queue_items: calls that wait to travel at most; one more is Overloaded "CLIENT_QUEUE_FULL", and
-        so is a call behind so many others that they take longer than 35 ms, when that has been so
-        for a quarter of a second.
+        so is a call behind so many others that they take longer than 30 ms, when that has been so
+        for a tenth of a second.
 
     Making one costs nothing and touches nothing: the first call, or entering `async with`, reads
     the TLS files (OSError, ValueError), and the first call connects. A client belongs to one
@@ -192,10 +192,12 @@ class AsyncClient:
         Calls that are made at the same time travel together, in frames as long as the load
         makes them; a lone call leaves at once.
         """
+        connections = self._open()
+        connections.check_room()  # first: a refusal must cost next to nothing
         wire = to_wire(passport)
         if len(wire) <= LARGEST_WIRE:
             name, seconds = self._terms.of(profile, timeout)
-            return await self._open().sign(wire, name, seconds)
+            return await connections.sign(wire, name, seconds)
         [outcome] = await self._frame([passport], profile, timeout)
         if isinstance(outcome, SigningError):
             raise outcome

@@ -22,6 +22,9 @@ LARGEST_WIRE: Final = 2048
 """Bytes of a PASSporT that may travel with others. A signer ends a stream for a message that is
 too large, and what one caller made too large is no concern of the others."""
 
+GATHER: Final = 0.002
+"""Seconds for which calls wait for company while others of their profile are under way."""
+
 SILENCE: Final = 1.0
 """Seconds a signer may owe an answer that nobody waits for any more before it is given up."""
 
@@ -124,6 +127,14 @@ class Waiting:
     def profiles(self, at_most: int) -> list[str]:
         """The first of those with calls that wait, in the order in which they are to be served."""
         return list(islice(self._profiles, at_most))
+
+    def ready(self, profile: str, items: int, now: float) -> bool:
+        """Whether the profile has so many, or one that has waited for GATHER."""
+        calls = self._profiles[profile]
+        if len(calls) >= items:
+            return True
+        first = next(iter(calls))
+        return now - (first.deadline - first.within) >= GATHER
 
     def add(self, call: Call) -> None:
         """At the end of its profile's queue."""

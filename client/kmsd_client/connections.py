@@ -7,6 +7,7 @@ deadline. A refusal is an answer and is never tried again. Watching and health a
 """
 
 import asyncio
+import time
 from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TypeAlias, TypeVar
@@ -50,6 +51,10 @@ class Connections:
         self._loop = asyncio.get_running_loop()
         self._watches: set[WatchCall] = set()
         self.closed = asyncio.Event()
+
+    def check_room(self) -> None:
+        """As `Dispatch.check_room`."""
+        self._dispatch.check_room(time.monotonic())
 
     def sign(self, wire: bytes, profile: str, within: float) -> Coroutine[None, None, Signed]:
         """One PASSporT (`passports.to_wire`), in a frame with others. As `Dispatch.sign`."""

@@ -22,11 +22,15 @@ from kmsapi.v1 import signing_pb2 as pb
 
 from kmsd_client.answers import Signed, bad_answer, outcome_of
 from kmsd_client.backlog import Backlog
-from kmsd_client.calls import Call, Frame, Waiting, expire
+from kmsd_client.calls import GATHER, Call, Frame, Waiting, expire
 from kmsd_client.connection import Connection
 from kmsd_client.errors import Overloaded, SigningError, Unavailable
 from kmsd_client.refusals import error_of_refusal
 from kmsd_client.streams import STREAM_FRAMES, UNDER_WAY, Stream
+
+ALONE: Final = 2
+"""Frames of a profile that leave as they come. While so many are under way calls gather, for they
+are many and a frame of its own costs each of them more than its signature does."""
 
 GRAIN: Final = 0.005
 """Seconds between two looks at the deadlines, at least."""
@@ -57,15 +61,30 @@ class Dispatch:
         self._turns = itertools.count(1)
         self._is_scheduled = False
         self._alarm: asyncio.TimerHandle | None = None
+        self._gathering: asyncio.TimerHandle | None = None
         self._alarm_at = inf
         self._trouble: SigningError = Unavailable("UNAVAILABLE", "No signer can be reached.")
         self._quiet: asyncio.Event | None = None
 
+    def check_room(self, now: float) -> None:
+        """Raises Overloaded "CLIENT_QUEUE_FULL" when too many calls wait for one more."""
+        if len(self._waiting) >= self._queue_items:
+            raise Overloaded(
+                "CLIENT_QUEUE_FULL",
+                f"{self._queue_items} calls of this client wait already; send less.",
+                {"limit": str(self._queue_items)},
+            )
+        if self._is_flowing:
+            self._backlog.check(self._outstanding() + len(self._waiting), now)
+
     async def sign(self, wire: bytes, profile: str, within: float) -> Signed:
-        """One PASSporT (`passports.to_wire`), signed in a frame. Raises SigningError."""
+        """One PASSporT (`passports.to_wire`), for which there was room, signed in a frame.
+
+        Raises SigningError.
+        """
         promise: asyncio.Future[Signed] = self._loop.create_future()
         call = Call(wire, profile, within, time.monotonic() + within, promise)
-        self.submit(call)
+        self._take(call)
         try:
             return await promise
         except asyncio.CancelledError:
@@ -74,21 +93,9 @@ class Dispatch:
             raise
 
     def submit(self, call: Call) -> None:
-        """The same for any promise; raises Overloaded "CLIENT_QUEUE_FULL" when too many wait."""
-        if len(self._waiting) >= self._queue_items:
-            raise Overloaded(
-                "CLIENT_QUEUE_FULL",
-                f"{self._queue_items} calls of this client wait already; send less.",
-                {"limit": str(self._queue_items)},
-            )
-        now = call.deadline - call.within
-        if self._is_flowing:
-            ahead = sum([stream.connection.outstanding for stream in self._streams])
-            self._backlog.check(ahead + len(self._waiting), now)
-        self._waiting.add(call)
-        if call.deadline < self._alarm_at:
-            self._set_alarm(call.deadline, now)
-        self._schedule()
+        """The same for any promise; raises as `check_room`."""
+        self.check_room(call.deadline - call.within)
+        self._take(call)
 
     async def close(self, grace: float) -> None:
         """Waits for what is under way, `grace` seconds at most; what is left raises "CLOSED"."""
@@ -96,13 +103,20 @@ class Dispatch:
         self._check_quiet()
         with suppress(TimeoutError):
             await asyncio.wait_for(self._quiet.wait(), grace)
-        if self._alarm is not None:
-            self._alarm.cancel()
+        for timer in (self._alarm, self._gathering):
+            if timer is not None:
+                timer.cancel()
         left = [*self._under_way(), Frame(0, "", self._waiting.take_all())]
         self._again.clear()
         for frame in left:
             frame.fail(Unavailable("CLOSED", "The client was closed before the answer."))
         await asyncio.gather(*(stream.close() for stream in self._streams))
+
+    def _take(self, call: Call) -> None:
+        self._waiting.add(call)
+        if call.deadline < self._alarm_at:
+            self._set_alarm(call.deadline, call.deadline - call.within)
+        self._schedule()
 
     # --- what streams tell
 
@@ -117,7 +131,8 @@ class Dispatch:
     def stream_answered(self, stream: Stream, frame: Frame, answer: pb.SignResponse) -> None:
         """As `Owner`."""
         now = time.monotonic()
-        self._backlog.answered(len(answer.results), now, waiting=bool(self._waiting))
+        more = bool(self._waiting or self._outstanding())
+        self._backlog.answered(len(answer.results), now, more=more)
         if answer.HasField("refusal"):
             self._refused(stream, frame, error_of_refusal(answer.refusal))
         elif len(answer.results) != len(frame.calls):
@@ -218,9 +233,16 @@ class Dispatch:
     def _send_waiting(self, now: float, desperate: bool) -> None:
         usable = [s for s in self._streams if s.is_open and (desperate or not s.is_resting)]
         self._is_flowing = sent = bool(usable)
+        gathers = False
         while sent and self._waiting:
             sent = False
             for profile in self._waiting.profiles(STREAM_FRAMES * len(usable)):
+                if (
+                    not self._waiting.ready(profile, self._frame_items, now)
+                    and sum([stream.under_way(profile) for stream in usable]) >= ALONE
+                ):
+                    gathers = True
+                    continue
                 with_room = [stream for stream in usable if stream.room(profile)]
                 if not with_room:
                     continue
@@ -229,6 +251,12 @@ class Dispatch:
                 items = min(self._frame_items, stream.room(profile))
                 if calls := self._waiting.take(profile, items, now):
                     self._send(self._frame(profile, calls), stream, now)
+        if gathers and self._gathering is None:
+            self._gathering = self._loop.call_later(GATHER, self._gathered)
+
+    def _gathered(self) -> None:
+        self._gathering = None
+        self._schedule()
 
     def _frame(self, profile: str, calls: list[Call]) -> Frame:
         return Frame(next(self._sequences), profile, calls)
@@ -273,6 +301,9 @@ class Dispatch:
         if soonest < inf:
             self._set_alarm(soonest, now)
         self._check_quiet()
+
+    def _outstanding(self) -> int:
+        return sum([stream.connection.outstanding for stream in self._streams])
 
     def _under_way(self) -> list[Frame]:
         sent = [frame for stream in self._streams for frame in stream.frames.values()]

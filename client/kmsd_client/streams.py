@@ -112,6 +112,10 @@ class Stream:
         self._outbox.append(frame.encoded(now))
         self._to_write.set()
 
+    def under_way(self, profile: str) -> int:
+        """Frames of the profile under way."""
+        return self._profiles.get(profile, 0)
+
     def narrow(self, frame: Frame, now: float) -> None:
         """Its signer refused a frame because others have so much under way there, too: less of
         ours from now on, and more again with each answer."""
