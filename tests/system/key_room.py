@@ -56,6 +56,7 @@ class KeyRoom:
     profiles, issuers, authorities: each with what differs from a plain one, by its name. All
     issuers and authorities are the lab; the first ones are those of a plain profile.
     repository, hsm, store: settings over the usual ones. shared_token: of another room.
+    kmsd: the program, or one that is kmsd in every other respect.
     """
 
     folder: Path
@@ -69,6 +70,7 @@ class KeyRoom:
     shared_token: settings.Hsm | None = None
     state: Path | None = None
     port: int = field(default_factory=free_port)
+    kmsd: tuple[str, ...] = ("kmsd",)
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -90,7 +92,7 @@ class KeyRoom:
     @contextmanager
     def signer(self, index: int = 1) -> Iterator[Popen[bytes]]:
         """A signer, not waited for."""
-        words = ("kmsd", "--config", str(self.config), "signer", "--index", str(index))
+        words = (*self.kmsd, "--config", str(self.config), "signer", "--index", str(index))
         with program(self.folder / f"signer-{index}.log", *words) as child:
             self._signers[index] = child.pid
             yield child
@@ -237,7 +239,7 @@ class KeyRoom:
 
     @contextmanager
     def _keeper(self) -> Iterator[Popen[bytes]]:
-        words = ("kmsd", "--config", str(self.config), "keeper")
+        words = (*self.kmsd, "--config", str(self.config), "keeper")
         with program(self.folder / "keeper.log", *words) as keeper:
 
             def answers() -> bool:
