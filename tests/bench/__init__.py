@@ -6,6 +6,7 @@
     stage      what is measured: signers, an echo, secsipidx, made and ended here
     crew       the processes that make the load, as the bench sees them
     worker     the same from inside; `raw`, `calls`, `others` are the kinds of load
+    choices    the JSON and protobuf of the hot path beside what else there is
     proc       CPU time, memory and connections of a process, from /proc
     report     the table, the JSON and the picture
 

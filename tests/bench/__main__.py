@@ -12,6 +12,7 @@ from typing import Final
 
 from rich.console import Console
 
+from tests.bench.choices import choices
 from tests.bench.crew import ROOT
 from tests.bench.figures import RATIOS, Row, ratio
 from tests.bench.measures import (
@@ -65,7 +66,7 @@ def measure(
                 figures |= sweep[2]
     everything: dict[str, float | None] = {one.name: ratios.get(one.name) for one in RATIOS}
     seconds = time.monotonic() - begun
-    return Report(about, quick, seconds, everything, figures, rows)
+    return Report(about, quick, seconds, everything, figures, rows, choices())
 
 
 Part = tuple[list[Row], dict[str, float | None], dict[str, float | None]]

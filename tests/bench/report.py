@@ -12,7 +12,7 @@ from tests.bench.figures import FIGURES, RATIOS, Ratio, Row
 
 
 class Report(msgspec.Struct, frozen=True):
-    """One run. ratios and figures: None for what was not measured in it."""
+    """One run. ratios and figures: None for what was not measured in it. choices: microseconds."""
 
     machine: dict[str, str | int | float]
     quick: bool
@@ -20,6 +20,7 @@ class Report(msgspec.Struct, frozen=True):
     ratios: dict[str, float | None]
     figures: dict[str, float | None]
     rows: list[Row]
+    choices: dict[str, float] = {}
 
 
 def write(report: Report, path: Path) -> None:
@@ -56,6 +57,11 @@ def show(report: Report, console: Console) -> None:
     for row in report.rows:
         rows.add_row(*_cells(row))
     console.print(rows)
+    console.print()
+    what = Table("choices on the hot path", "µs a PASSporT", box=None, pad_edge=False)
+    for name, microseconds in report.choices.items():
+        what.add_row(name, f"{microseconds:.2f}")
+    console.print(what)
     for row in report.rows:
         if row.failed:
             console.print(f"{row.name}: {row.failed} failed: {row.why}", style="red")

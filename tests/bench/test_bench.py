@@ -56,6 +56,8 @@ def test_every_measurement_gives_a_row_and_no_call_fails_but_by_being_late(repor
     why = [row.why for row in report.rows if row.failed]
     assert [one for one in why if "deadline" not in one.lower()] == []
     assert all(row.rss_mib > 1 for row in report.rows)
+    assert len(report.choices) == 8
+    assert all(microseconds > 0 for microseconds in report.choices.values())
 
 
 def test_the_json_has_the_shape_that_others_read(report: Report, tmp_path: Path) -> None:
