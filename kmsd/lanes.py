@@ -126,10 +126,16 @@ class Lane:
         Blocks; what is to be signed meanwhile takes its turn between two keys.
         """
         found: list[Handle | KmsdError] = []
+        known: dict[tuple[str, str], Handle] = {}  # profiles may share a key
         for entry in entries:
+            name = entry.key_id, entry.spki_sha256
+            if name in known:
+                found.append(known[name])
+                continue
             with self._turn:
                 try:
-                    found.append(self._session.load(entry.key_id, entry.spki_sha256))
+                    known[name] = self._session.load(*name)
+                    found.append(known[name])
                 except KmsdError as error:
                     found.append(error)
             if self.at_work:  # it waits for its turn, and a Lock is not fair

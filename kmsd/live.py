@@ -29,15 +29,20 @@ class Key:
     Raises KmsdError when its x5u cannot stand in a header.
     """
 
-    __slots__ = ("_headers", "entry", "handles")
+    __slots__ = ("_headers", "_shaken", "entry", "handles")
 
     def __init__(self, entry: Entry, handles: Handles) -> None:
         self.entry = entry
         self.handles = handles
-        self._headers = {"shaken": passport.header_segment("shaken", entry.x5u)}
+        self._shaken = passport.header_segment("shaken", entry.x5u)
+        self._headers: dict[str, str] | None = None
 
     def header(self, ppt: str) -> str:
         """The encoded protected header of a type; `base` for none."""
+        if ppt == "shaken":
+            return self._shaken
+        if self._headers is None:
+            self._headers = {}
         header = self._headers.get(ppt)
         if header is None:
             header = self._headers[ppt] = passport.header_segment(ppt, self.entry.x5u)

@@ -20,7 +20,7 @@ from kmsd import live as live_module
 from kmsd.errors import Exhausted, KmsdError, Late, NotFound, Precondition, Unavailable
 from kmsd.hsm import Hsm, new_key_id
 from kmsd.keyring import Delta, Entry, Snapshot
-from kmsd.lanes import Lanes
+from kmsd.lanes import Handles, Lanes
 from kmsd.live import LOST, Live
 from tests.contract.fake_hsm import FakeHandle, FakeSession
 from tests.contract.hsm_bench import (
@@ -262,7 +262,8 @@ async def test_a_lone_signature_does_not_wait_for_a_hundred_keys_to_be_looked_fo
         (key,) = await on.lanes.load([on.entry()])
         assert not isinstance(key, KmsdError)
         monkeypatch.setattr(FakeSession, "load", load)
-        loading = asyncio.create_task(on.lanes.load([on.entry()] * 100))
+        entries = [on.entry(f"profile-{number}") for number in range(100)]
+        loading = asyncio.create_task(on.lanes.load(entries))
         await asyncio.to_thread(begun.wait, 20)
         signatures = [await on.lanes.sign(key, [DIGEST]) for _ in range(3)]
         assert len(signatures) == 3
@@ -294,6 +295,18 @@ async def test_an_hsm_that_hangs_is_lost_and_whoever_waits_is_told(
         assert not await asyncio.to_thread(on.lanes.close)
         held.go()
         monkeypatch.undo()
+
+
+async def test_a_key_that_many_profiles_share_is_looked_for_once(token: Token) -> None:
+    async with bench(token, 2) as on:
+        entry = on.entry()
+        shared = [replace(entry, profile=f"profile-{number}") for number in range(50)]
+        loaded = await on.lanes.load([*shared, on.entry()])
+        assert (
+            len({id(handles[0]) for handles in loaded if not isinstance(handles, KmsdError)}) == 2
+        )
+        (signature,) = await on.lanes.sign(cast(Handles, loaded[49]), [DIGEST])
+        assert len(signature) == 64
 
 
 async def test_an_hsm_that_is_idle_or_slow_is_not_lost(fake: FakeOnBench) -> None:
