@@ -17,7 +17,7 @@ class SigningError(Exception):
     reason: for programs, UPPER_SNAKE_CASE and stable. The signer's own where it gave one
         (google.rpc.ErrorInfo of domain "kmsd", `Refusal.reason`), else the name of the gRPC
         status ("UNAVAILABLE", "INTERNAL", ...), else one of this client: "BAD_ANSWER", "CLOSED",
-        "CLIENT_QUEUE_FULL", "SIGNER_NOT_SERVING", "SIGNER_SILENT".
+        "CLIENT_QUEUE_FULL", "SIGNER_SILENT".
     message: for people: what is wrong and what to do next.
     metadata: further facts for programs, text to text: which field, which limit.
     retry_after: seconds the signer asked to wait (google.rpc.RetryInfo, or the refusal's

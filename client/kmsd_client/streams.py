@@ -83,6 +83,7 @@ class Stream:
         self._has_answered = False
         self._is_broken = False
         self._is_denied = False
+        self._asking: asyncio.Task[None] | None = None
         self._rest: asyncio.TimerHandle | None = None
 
     def room(self, profile: str) -> int:
@@ -94,7 +95,7 @@ class Stream:
     def can_start(self) -> bool:
         """Whether it is closed and it makes sense to open it."""
         return not (self.is_open or self.is_starting) and (
-            not self.is_resting or (self.connection.is_ready() and not self._is_denied)
+            not self.is_resting or self.connection.is_ready()
         )
 
     def start(self) -> None:
@@ -127,7 +128,7 @@ class Stream:
         """It gave a sound answer: what failed before is forgotten."""
         if self._window < self._widest:
             self._window += 1
-        self.is_resting = False
+        self.is_resting = self._is_denied = False
         self._failures = 0
         if self._rest is not None:
             self._rest.cancel()
@@ -150,11 +151,13 @@ class Stream:
 
     async def close(self) -> None:
         """Ends it for good; the owner is told nothing more."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        tasks = [task for task in (self._task, self._asking) if task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
             # What it ended with holds the call, and the call holds the connection open.
-            self._task = None
+            self._task = self._asking = None
         if self._rest is not None:
             self._rest.cancel()
         self.frames.clear()
@@ -176,7 +179,7 @@ class Stream:
                 raise
             error, said = Unavailable("SIGNER_SILENT", "The signer does not answer."), True
         except SigningError as misfit:
-            error, said = misfit, isinstance(misfit, Unavailable)
+            error = misfit
         finally:
             self.is_open = self.is_starting = self._given_up = False
             if self._call is not None:
@@ -186,9 +189,7 @@ class Stream:
 
     async def _converse(self) -> None:
         await self.connection.becomes_ready()  # when it does not, the call says why
-        self._is_denied = await self.connection.denies_service(HEALTH_WITHIN)
-        if self._is_denied:
-            raise Unavailable("SIGNER_NOT_SERVING", "The signer says that it does not serve now.")
+        await self._ask_for_health()
         self._call = call = self.connection.sign_stream()
         await call.wait_for_connection()
         self._outbox.clear()
@@ -241,5 +242,19 @@ class Stream:
         self._owner.stream_ended(self, frames, error, said=said)
 
     def _rested(self) -> None:
-        self.is_resting = False
+        if self._is_denied and self.is_open:
+            self._asking = asyncio.create_task(self._ask_again(), name="kmsd-client-health")
+        else:
+            self.is_resting = False
+            self._owner.stream_rested()
+
+    async def _ask_again(self) -> None:
+        await self._ask_for_health()
         self._owner.stream_rested()
+
+    async def _ask_for_health(self) -> None:
+        """One that denies service is used when there is no other: it says why it refuses."""
+        self._is_denied = await self.connection.denies_service(HEALTH_WITHIN)
+        self.is_resting = False
+        if self._is_denied:
+            self.rest()

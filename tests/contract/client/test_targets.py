@@ -272,9 +272,27 @@ async def test_a_signer_that_does_not_serve_is_sent_nothing(parts: Parts, tls: T
         assert away.frames == []
         assert len(there.frames) == 5
         async with AsyncClient(one, tls=tls, profile="acme", timeout=10) as client:
-            with pytest.raises(Unavailable) as told:
-                await client.sign_shaken(*CALL)
-        assert told.value.reason == "SIGNER_NOT_SERVING"
-        away.faults.serving = b"\x08\x01"
-        async with AsyncClient(one, tls=tls, profile="acme", timeout=10) as client:
+            # There is no other: whoever denies service says best why.
             assert isinstance(await client.sign_shaken(*CALL), Signed)
+
+
+async def test_a_signer_is_asked_for_its_health_until_it_serves(parts: Parts, tls: Tls) -> None:
+    away, there = signer_for(["acme"]), signer_for(["acme"])
+    away.faults.serving = b"\x08\x02"
+    async with (
+        served(away, parts) as (one, _),
+        served(there, parts) as (other, _),
+        AsyncClient([one, other], tls=tls, profile="acme", timeout=10) as client,
+    ):
+        await client.sign_shaken(*CALL)
+        await asyncio.sleep(0.5)
+        await asyncio.gather(*(client.sign_shaken(*CALL) for _ in range(20)))
+        assert away.frames == []
+        away.faults.serving = b"\x08\x01"
+
+        for _ in range(500):
+            await client.sign_shaken(*CALL)
+            if away.frames:
+                break
+            await asyncio.sleep(0.02)
+        assert away.frames
