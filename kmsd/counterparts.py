@@ -19,8 +19,8 @@ from kmsd.config import mac_key, secret
 from kmsd.errors import Misconfigured, PeerRefused, Unavailable
 from kmsd.hsm import Hsm, new_key_id
 from kmsd.hsmthread import HsmThread
-from kmsd.model import Account
-from kmsd.settings import Configuration
+from kmsd.model import Account, BirthRecord
+from kmsd.settings import Configuration, Issuer
 from kmsd.store import Store
 
 
@@ -71,24 +71,11 @@ class Counterparts:
     @asynccontextmanager
     async def issuer(self, profile: str, name: str) -> AsyncIterator[tuple[Acme, Account]]:
         """The STI-CA called `name`, with the profile's account there made and stored."""
-        settings = self._configuration.issuers.get(name)
-        if settings is None:
-            raise Misconfigured(
-                "ISSUER_UNKNOWN",
-                f"There is no STI-CA {name!r} in the configuration any more.",
-                next_step="Put it back, or destroy the credential and enroll anew.",
-            )
+        self._settings(name)  # before a key is made for it
         account = await self.account(profile, name)
         assert account.birth is not None  # noqa: S101  account() made the key
-        mac = settings.eab_mac_key
-        key = HsmKey(self._hsm, account.key_id, account.birth.public_key)
-        async with Acme(
-            name,
-            settings,
-            key,
-            account_url=account.url,
-            mac_key=mac_key(mac, f"issuers.{name}.eab_mac_key") if mac else None,
-        ) as acme:
+        key = self.key(account.birth)
+        async with self.client(name, key, account.url) as acme:
             url = await acme.ensure_account()
             known = url == account.url
             if not known:
@@ -108,6 +95,18 @@ class Counterparts:
                     issuer=name,
                 ) from error
 
+    def client(self, name: str, key: HsmKey, account_url: str = "") -> Acme:
+        """A client of the STI-CA called `name` for whoever signs with `key`; it makes no account
+        by itself. Raises Misconfigured (ISSUER_UNKNOWN, and as Acme does)."""
+        settings = self._settings(name)
+        mac = settings.eab_mac_key
+        eab = mac_key(mac, f"issuers.{name}.eab_mac_key") if mac else None
+        return Acme(name, settings, key, account_url=account_url, mac_key=eab)
+
+    def key(self, birth: BirthRecord) -> HsmKey:
+        """The key in the HSM with this birth record, to sign with."""
+        return HsmKey(self._hsm, birth.key_id, birth.public_key)
+
     async def account(self, profile: str, issuer: str) -> Account:
         """The account with its key made; its CKA_ID is stored before the key exists."""
         async with self._turn:
@@ -121,6 +120,16 @@ class Counterparts:
                 account = replace(account, birth=birth)
                 await asyncio.to_thread(self._store.save_account, account)
             return account
+
+    def _settings(self, name: str) -> Issuer:
+        settings = self._configuration.issuers.get(name)
+        if settings is None:
+            raise Misconfigured(
+                "ISSUER_UNKNOWN",
+                f"There is no STI-CA {name!r} in the configuration any more.",
+                next_step="Put it back, or destroy the credential and enroll anew.",
+            )
+        return settings
 
 
 def _root(name: str, path: str) -> str:

@@ -85,21 +85,26 @@ class Issued(Value, tag="issued", frozen=True):
 
 
 class Published(Value, tag="published", frozen=True):
-    """The chain is public at x5u and was fetched back byte-identical."""
+    """The chain is public at x5u and was fetched back byte-identical.
+
+    recalled: it was active before, and a person wants it back.
+    """
 
     birth: BirthRecord
     certificate: Certificate
     x5u: str
+    recalled: bool = False
 
 
 class Active(Value, tag="active", frozen=True):
-    """What the profile signs with, in every signer, since `epoch`."""
+    """What the profile signs with, in every signer, since `epoch`. recalled: as in Published."""
 
     birth: BirthRecord
     certificate: Certificate
     x5u: str
     since: int
     epoch: int
+    recalled: bool = False
 
 
 class Retired(Value, tag="retired", frozen=True):
@@ -110,6 +115,15 @@ class Retired(Value, tag="retired", frozen=True):
     x5u: str
     since: int
     destroy_at: int
+
+
+class Rehearsed(Value, tag="rehearsed", frozen=True):
+    """The end of a rehearsal: all went well up to activation. Its key is destroyed at once."""
+
+    birth: BirthRecord
+    certificate: Certificate
+    x5u: str
+    at: int
 
 
 class Failed(Value, tag="failed", frozen=True):
@@ -159,6 +173,7 @@ State = (
     | Published
     | Active
     | Retired
+    | Rehearsed
     | Failed
     | Doomed
     | Destroyed
@@ -187,10 +202,26 @@ class Revocation(Value, frozen=True):
     reason: int
 
 
+class Condemned(Value, frozen=True):
+    """What was asked for at `at`: the certificate is revoked for `reason` (RFC 5280 section 5.3.1
+    code) as soon as the profile signs with another credential, and the key destroyed right after.
+
+    by_certificate_key: the request to the STI-CA is signed by the key itself, not by the account.
+    at_once: it is revoked first, even while the profile signs with it.
+    """
+
+    at: int
+    reason: int
+    by_certificate_key: bool = False
+    at_once: bool = False
+
+
 class Credential(Value, frozen=True):
     """One credential. id: 16 lower-case hex digits; key_id: its CKA_ID, 32 hex digits.
 
     version grows by one with every stored change (lost updates are refused).
+    rehearsal: it comes from a staging directory and never becomes active.
+    abandoned: names of the STI-CAs whose orders for it were given up, the last one last.
     """
 
     id: str
@@ -202,6 +233,7 @@ class Credential(Value, frozen=True):
     version: int = 0
     trouble: Trouble | None = None
     revocation: Revocation | None = None
+    condemned: Condemned | None = None
 
 
 class Account(Value, frozen=True):
