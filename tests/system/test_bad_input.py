@@ -4,11 +4,8 @@ Each is a reason for programs, a sentence for people and an exit code; and whate
 profile goes on signing with what it had, nothing is half active, and no key is left behind.
 """
 
-import contextlib
 import os
-import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +13,7 @@ from kmsd_client import SigningError
 
 from kmsd.lab import Lab, running_lab
 from tests.contract.tokens import read_identity
+from tests.system.disks import filled, needs_mount, small_disk
 from tests.system.key_room import KeyRoom, Table
 from tests.system.programs import until
 
@@ -111,9 +109,6 @@ HEALS: dict[str, tuple[Table, str]] = {
     "an STI-CR that hangs up": ({"cr": "reset"}, "X5U_UNREACHABLE"),
 }
 """What the lab is switched to, and the reason that is told until it is over."""
-
-
-needs_mount = pytest.mark.skipif(os.geteuid() != 0, reason="a small disk is mounted by root alone")
 
 
 @pytest.fixture(scope="module")
@@ -275,7 +270,7 @@ def test_a_full_disk_under_the_repository_publishes_nothing_and_heals(
 ) -> None:
     active = room.profile()["active"]
     chains = Path(lab.facts.cr_dir)
-    with _small_disk(chains), _filled(chains):
+    with small_disk(chains), filled(chains):
         room.begun()
         until("it is told", lambda: room.trouble().get("reason") == "REPOSITORY_DISK_FULL")
         assert room.trouble()["next_step"]
@@ -382,12 +377,12 @@ def test_a_full_disk_under_the_store_changes_nothing_and_heals(folder: Path) -> 
     state = folder / "small"
     with (
         running_lab(folder / "lab-of-small", spcs=["1234"], calm=True) as lab,
-        _small_disk(state),
+        small_disk(state),
     ):
         room = KeyRoom(folder / "small-room", lab, state=state)
         with room.running():
             active = room.enrolled()
-            with _filled(state):
+            with filled(state):
                 full = room.kmsctl("rotate", "acme")
                 assert (full.code, full.last["reason"]) == (1, "STORE_DISK_FULL")
                 _is_a_sentence_with_advice(full.last)
@@ -397,7 +392,7 @@ def test_a_full_disk_under_the_store_changes_nothing_and_heals(folder: Path) -> 
             lab.set(ca="slow", fault_path=NEW_ORDER, fault_times=1, stall_seconds=0.7)
             room.begun()
             until("it places an order", lambda: room.profile()["coming"]["state"] == "keyed")
-            with _filled(state):
+            with filled(state):
                 until("it is told", lambda: "not_stored" in room.log())
                 _goes_on_signing_with(active, room)
             assert room.rotated()["id"] != active["id"]
@@ -435,28 +430,3 @@ def _published(lab: Lab) -> set[str]:
 
 def _requests(lab: Lab, path: str) -> int:
     return sum(path in request["path"] for request in lab.requests())
-
-
-@contextmanager
-def _small_disk(folder: Path) -> Iterator[None]:
-    """A file system of 4 MB at `folder`."""
-    folder.mkdir(exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], check=True)
-    try:
-        yield
-    finally:
-        # Lazily: whoever still has a file open there does not keep the test from ending.
-        subprocess.run(["umount", "--lazy", folder], check=True)
-
-
-@contextmanager
-def _filled(folder: Path) -> Iterator[None]:
-    """Not one octet of room in `folder`."""
-    ballast = folder / "ballast"
-    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(4096))
-    try:
-        yield
-    finally:
-        ballast.unlink()
