@@ -47,6 +47,20 @@ class RenewalInfo(Value, frozen=True):
     retry_after: int
 
 
+class Suggestion(Value, frozen=True):
+    """What is known of an STI-CA's suggestions for one credential, kept while it is active.
+
+    ask_at: when to ask next, seconds UTC. window: the last one suggested; None: none was, or it
+    offers no renewal information. failures: questions in a row that had no answer.
+    """
+
+    credential: str
+    ask_at: int
+    window: Window | None = None
+    explanation_url: str = ""
+    failures: int = 0
+
+
 def certificate_id(certificate: bytes) -> str:
     """What RFC 9773 section 4.1 calls this certificate (DER); also `replaces` of an order.
 

@@ -29,7 +29,6 @@ NO_REASONS = {
     "ANOTHER_USER_ALREADY_LOGGED_IN",  # python-pkcs11's spelling of return codes
     "FUNCTION_CANCELLED",
     "TOKEN_NOT_RECOGNISED",
-    "AT_REST",  # exported names
     "DEST_LIMIT",
     "IDENTITY_LIMIT",
     "CREDENTIALS_DIRECTORY",  # environment variables

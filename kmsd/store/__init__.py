@@ -4,8 +4,9 @@ Persistence only: it decides nothing, signs nothing, and holds no private key. (
 where chains are public is the `repository`.) Calls block; the keeper makes them in a thread.
 """
 
+from kmsd.store.agenda import Known, Spare
 from kmsd.store.election import Term
 from kmsd.store.journal import Event
-from kmsd.store.records import AT_REST, Store
+from kmsd.store.records import Store
 
-__all__ = ["AT_REST", "Event", "Store", "Term"]
+__all__ = ["Event", "Known", "Spare", "Store", "Term"]

@@ -19,16 +19,16 @@ import sqlalchemy as sa
 from kmsd.errors import Invalid
 from kmsd.model import Account, Active, Credential, RevocationList, TrustList
 from kmsd.store import journal, rows, tables
+from kmsd.store.agenda import Agenda
 from kmsd.store.database import Database, Password, no_password
 from kmsd.store.election import Term
 from kmsd.store.journal import Event
 
-AT_REST = ("active", "retired", "failed", "destroyed")
-"""States in which nothing is under way."""
-
 
 class Store:
     """An open store: from `open`, `at` or `look`, closed by `close` or as a context manager.
+
+    agenda: what is due when, and what decides it besides the credentials.
 
     url: in SQLAlchemy's form, sqlite:////... or postgresql://...; never with a password.
     password: gives PostgreSQL's, each time a connection is made; "": libpq knows it, or none is
@@ -38,6 +38,7 @@ class Store:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self.agenda = Agenda(database)
 
     @classmethod
     def open(cls, url: str, password: Password = no_password) -> Self:
@@ -117,6 +118,7 @@ class Store:
         """Store a new credential. Raises Precondition STORE_CONFLICT when id or key_id is taken."""
         with self._database.writing() as connection:
             connection.execute(sa.insert(tables.credentials).values(rows.columns(credential)))
+            rows.changed(connection, (credential,))
             journal.append(connection, events)
         return credential
 
@@ -141,6 +143,7 @@ class Store:
             # Who becomes active comes last: the constraint holds after every statement.
             for credential in sorted(saved, key=lambda saved: isinstance(saved.state, Active)):
                 rows.update(connection, credential)
+            rows.changed(connection, saved)
             journal.append(connection, events)
         return saved
 
@@ -184,9 +187,9 @@ class Store:
             conditions.append(tables.credentials.c.state != "destroyed")
         return self._credentials(*conditions)
 
-    def unfinished(self) -> tuple[Credential, ...]:
-        """Credentials on their way somewhere (neither AT_REST), newest first."""
-        return self._credentials(tables.credentials.c.state.not_in(AT_REST))
+    def signable(self) -> tuple[Credential, ...]:
+        """What signers may have been told to sign with: active, or about to be."""
+        return self._credentials(tables.credentials.c.state.in_(("active", "published")))
 
     def active(self, profile: str) -> Credential | None:
         """What the profile signs with now."""

@@ -1,10 +1,12 @@
 """Values to rows and back."""
 
+from collections.abc import Iterable
 from typing import TypeVar
 
 import msgspec
 import sqlalchemy as sa
 
+from kmsd.enrollment import Wait, next_action
 from kmsd.errors import Invalid, Misconfigured, NotFound, Precondition
 from kmsd.model import (
     Active,
@@ -12,7 +14,9 @@ from kmsd.model import (
     Destroyed,
     Doomed,
     Issued,
+    New,
     Published,
+    Rehearsed,
     Retired,
     RevocationList,
     State,
@@ -51,6 +55,7 @@ def columns(credential: Credential) -> dict[str, str | int | None]:
         "state": str(type(credential.state).__struct_config__.tag),
         "created": credential.created,
         "not_after": not_after(credential.state),
+        "due": due(credential),
         "version": credential.version,
         "document": document(credential),
     }
@@ -59,13 +64,45 @@ def columns(credential: Credential) -> dict[str, str | int | None]:
 def not_after(state: State) -> int | None:
     """The end of the certificate's validity, seconds UTC; None when there is none."""
     match state:
-        case Issued() | Published() | Active() | Retired():
+        case Issued() | Published() | Active() | Retired() | Rehearsed():
             return state.certificate.not_after
         case Doomed():
             return not_after(state.was)
         case Destroyed() if state.certificate is not None:
             return state.certificate.not_after
     return None
+
+
+def due(credential: Credential) -> int | None:
+    """When the keeper must look at it again, as far as its own state tells; None: never.
+
+    An active one at once: its moment is its profile's plan, which somebody has to make.
+    """
+    if isinstance(credential.state, Active):
+        return 0
+    tried = credential.trouble.at if credential.trouble else 0
+    action = next_action(credential, tried)
+    return 0 if not isinstance(action, Wait) else action.until or None
+
+
+def changed(connection: sa.Connection, credentials: Iterable[Credential]) -> None:
+    """What follows from a change: the plan of the profile is due, what was said of a credential
+    that is not active any more is forgotten, and a spare key that became one's own is spare no
+    more."""
+    row = tables.credentials.c
+    for credential in credentials:
+        connection.execute(
+            sa.update(tables.credentials)
+            .where(row.profile == credential.profile, row.state == "active")
+            .values(due=0)
+        )
+        match credential.state:
+            case New():
+                taken = tables.spares.c.key_id == credential.key_id
+                connection.execute(sa.delete(tables.spares).where(taken))
+            case Retired() | Destroyed():
+                old = tables.advice.c.credential == credential.id
+                connection.execute(sa.delete(tables.advice).where(old))
 
 
 def update(connection: sa.Connection, credential: Credential) -> None:

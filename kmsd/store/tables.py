@@ -25,6 +25,7 @@ credentials = sa.Table(
     sa.Column("state", sa.String(16), nullable=False, index=True),
     sa.Column("created", sa.BigInteger, nullable=False),
     sa.Column("not_after", sa.BigInteger, nullable=True),
+    sa.Column("due", sa.BigInteger, nullable=True, index=True),
     sa.Column("version", sa.Integer, nullable=False),
     sa.Column("document", sa.Text, nullable=False),
 )
@@ -42,6 +43,30 @@ accounts = sa.Table(
     metadata,
     sa.Column("profile", sa.String(63), primary_key=True),
     sa.Column("issuer", sa.String(63), primary_key=True),
+    sa.Column("document", sa.Text, nullable=False),
+)
+
+health = sa.Table(
+    "health",
+    metadata,
+    sa.Column("issuer", sa.String(63), primary_key=True),
+    sa.Column("profile", sa.String(63), primary_key=True),
+    sa.Column("document", sa.Text, nullable=False),
+)
+
+advice = sa.Table(
+    "advice",
+    metadata,
+    sa.Column("credential", sa.String(16), primary_key=True),
+    sa.Column("kind", sa.String(16), primary_key=True),
+    sa.Column("document", sa.Text, nullable=False),
+)
+
+spares = sa.Table(
+    "spares",
+    metadata,
+    sa.Column("key_id", sa.String(32), primary_key=True),
+    sa.Column("profile", sa.String(63), nullable=False, index=True),
     sa.Column("document", sa.Text, nullable=False),
 )
 

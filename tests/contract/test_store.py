@@ -232,12 +232,12 @@ def test_credentials_are_listed_newest_first(store: Store) -> None:
     assert store.active("other") is None
 
 
-def test_unfinished_is_what_has_a_next_step(store: Store) -> None:
-    doomed = Doomed(was=RETIRED, birth=BIRTH, since=1, destroy_at=2)
-    states: list[State] = [New(), Keyed(birth=BIRTH), ACTIVE, RETIRED, FAILED, doomed]
+def test_what_signers_may_have_been_told_to_sign_with_is_active_or_published(store: Store) -> None:
+    published = Published(birth=BIRTH, certificate=CERTIFICATE, x5u="https://cr/2")
+    states: list[State] = [New(), Keyed(birth=BIRTH), ACTIVE, RETIRED, FAILED, published]
     for number, state in enumerate(states, start=1):
         store.insert(credential(number, state))
-    assert [one.state for one in store.unfinished()] == [doomed, Keyed(birth=BIRTH), New()]
+    assert [one.state for one in store.signable()] == [published, ACTIVE]
 
 
 def test_a_unique_beginning_finds_a_credential(store: Store) -> None:
@@ -444,10 +444,12 @@ def test_a_store_of_the_first_schema_is_brought_up_to_date(url: str) -> None:
         command.upgrade(schema.configuration(connection), "0001")
         connection.exec_driver_sql("UPDATE epochs SET epoch = 7")
         old = rows.columns(credential(1, ACTIVE))
+        del old["due"]  # what came after 0001
         connection.execute(sa.insert(tables.credentials).values(old))
     with Store.at(url) as store, store.acting("kmsd"):
         assert store.epoch() == 7
         assert store.active("acme") == credential(1, ACTIVE)
+        assert store.agenda.due(0, limit=9) == (credential(1, ACTIVE),)
         with connected(url) as connection:
             assert schema.inspected(connection).current
 
