@@ -181,9 +181,9 @@ State = (
 
 
 class Trouble(Value, frozen=True):
-    """The last attempt did not succeed and will be repeated at `retry_at`.
+    """The last attempt, at `at`, did not succeed; it will be repeated at `retry_at`.
 
-    problem: the peer's own words, where it was a peer.
+    problem: the peer's own words, where it was a peer. at: 0 where it was not written down.
     """
 
     reason: str
@@ -193,6 +193,11 @@ class Trouble(Value, frozen=True):
     retry_at: int
     next_step: str = ""
     problem: str = ""
+    at: int = 0
+
+
+KEY_COMPROMISE = 1
+"""RFC 5280 section 5.3.1: somebody else may have the key."""
 
 
 class Revocation(Value, frozen=True):
@@ -233,6 +238,8 @@ class Credential(Value, frozen=True):
     version: int = 0
     trouble: Trouble | None = None
     revocation: Revocation | None = None
+    rehearsal: bool = False
+    abandoned: tuple[str, ...] = ()
     condemned: Condemned | None = None
 
 
