@@ -25,6 +25,7 @@ from kmsd.model import (
     New,
     Ordered,
     Published,
+    Rehearsed,
     Retired,
     State,
     Trouble,
@@ -33,6 +34,8 @@ from kmsd.model import (
 
 DAY: Final = 86_400
 LONGEST_BACKOFF: Final = 600
+REMEMBERED: Final = 16
+"""Orders given up that a credential remembers."""
 
 
 class GenerateKey(Value, tag="generate_key", frozen=True):
@@ -63,6 +66,10 @@ class Activate(Value, tag="activate", frozen=True):
     """Sign and verify a canary through the x5u, then switch every signer to the credential."""
 
 
+class Try(Value, tag="try", frozen=True):
+    """A rehearsal's last step: the canary through the x5u, and no switch."""
+
+
 class DestroyKey(Value, tag="destroy_key", frozen=True):
     """Remove the key pair from the HSM, for good."""
 
@@ -81,6 +88,7 @@ Action = (
     | Collect
     | Publish
     | Activate
+    | Try
     | DestroyKey
     | Wait
 )
@@ -117,10 +125,18 @@ class Switched(Value, frozen=True):
     epoch: int
 
 
+class Passed(Value, frozen=True):
+    """The canary of a rehearsal verified."""
+
+
 class Superseded(Value, frozen=True):
     """Another credential of the profile became active; destroy the key at `destroy_at`."""
 
     destroy_at: int
+
+
+class Recalled(Value, frozen=True):
+    """A person wants the retired credential back; canary and switch come as ever."""
 
 
 class DestroyAsked(Value, frozen=True):
@@ -138,6 +154,18 @@ class KeyGone(Value, frozen=True):
 class Deferred(Value, frozen=True):
     """It did not work this time; try again, not before `retry_after` seconds have passed."""
 
+    reason: str
+    message: str
+    next_step: str = ""
+    retry_after: int = 0
+    problem: str = ""
+
+
+class Abandoned(Value, frozen=True):
+    """The order at `issuer` is given up, and another STI-CA is asked for a certificate for the
+    same key; not before `retry_after` seconds have passed."""
+
+    issuer: str
     reason: str
     message: str
     next_step: str = ""
@@ -164,11 +192,14 @@ Outcome = (
     | ChainAccepted
     | ChainPublic
     | Switched
+    | Passed
     | Superseded
+    | Recalled
     | DestroyAsked
     | RestoreAsked
     | KeyGone
     | Deferred
+    | Abandoned
     | Ended
 )
 
@@ -181,16 +212,23 @@ PATH: Final[tuple[tuple[type[State], type[Action], type[Outcome], type[State]], 
     (Issued, Publish, ChainPublic, Published),
     (Published, Activate, Switched, Active),
     (Active, Wait, Superseded, Retired),
+    (Ordered, Authorize, Abandoned, Keyed),
+    (Authorized, Finalize, Abandoned, Keyed),
+    (Finalizing, Collect, Abandoned, Keyed),
+    (Published, Try, Passed, Rehearsed),
+    (Retired, Wait, Recalled, Published),
     (Retired, Wait, DestroyAsked, Doomed),
     (Failed, Wait, DestroyAsked, Doomed),
     (Retired, DestroyKey, KeyGone, Destroyed),
+    (Rehearsed, DestroyKey, KeyGone, Destroyed),
     (Failed, DestroyKey, KeyGone, Destroyed),
     (Doomed, DestroyKey, KeyGone, Destroyed),
 )
 """Every step: in this state, this action, with this outcome, leads to that state.
 
 Besides: Deferred keeps any state, Ended leads from anything before Active to Failed, and
-RestoreAsked from Doomed back to what it was.
+RestoreAsked from Doomed back to what it was. Published is tried where the credential is a
+rehearsal, and activated where it is none.
 """
 
 ON_THE_WAY = (New, Keyed, Ordered, Authorized, Finalizing, Issued, Published)
@@ -203,8 +241,10 @@ class WrongOutcome(Exception):
 
 def next_action(credential: Credential, now: int) -> Action:
     """What the credential needs at `now` (seconds UTC)."""
-    if credential.trouble is not None and now < credential.trouble.retry_at:
-        return Wait(until=credential.trouble.retry_at)
+    trouble = credential.trouble
+    # Before `at`, the clock was set back: there is no telling how long has been waited.
+    if trouble is not None and trouble.at <= now < trouble.retry_at:
+        return Wait(until=trouble.retry_at)
     match credential.state:
         case New():
             return GenerateKey()
@@ -219,7 +259,9 @@ def next_action(credential: Credential, now: int) -> Action:
         case Issued():
             return Publish()
         case Published():
-            return Activate()
+            return Try() if credential.rehearsal else Activate()
+        case Rehearsed():
+            return DestroyKey()
         case Failed(birth=None) | Active() | Destroyed():
             return Wait()
         case Failed(destroy_at=at) | Retired(destroy_at=at) | Doomed(destroy_at=at):
@@ -236,9 +278,34 @@ def advance(credential: Credential, outcome: Outcome, now: int) -> Credential:
         case Ended():
             if not isinstance(credential.state, ON_THE_WAY):
                 raise WrongOutcome(f"Ended in {type(credential.state).__name__}")
-            return replace(credential, state=_failed(credential.state, outcome, now), trouble=None)
+            return replace(credential, state=_failed(credential, outcome, now), trouble=None)
+        case Abandoned():
+            return _abandoned(credential, outcome, now)
         case _:
             return replace(credential, state=_after(credential, outcome, now), trouble=None)
+
+
+def may_be_recalled(credential: Credential, now: int) -> bool:
+    """Whether a rollback to it is possible: retired, its key there, its certificate good."""
+    match credential.state:
+        case Retired(certificate=certificate, destroy_at=destroy_at):
+            return credential.revocation is None and now < min(certificate.not_after, destroy_at)
+        case _:
+            return False
+
+
+def retire_others(
+    active: Credential, profile: list[Credential], destroy_at: int, now: int
+) -> list[Credential]:
+    """The profile's other active credentials, retired by the one that has become active.
+
+    To be stored together with it: never two active after a step.
+    """
+    return [
+        advance(one, Superseded(destroy_at), now)
+        for one in profile
+        if isinstance(one.state, Active) and one.id != active.id
+    ]
 
 
 def birth_of(state: State) -> BirthRecord | None:
@@ -249,7 +316,7 @@ def birth_of(state: State) -> BirthRecord | None:
 def certificate_of(state: State) -> Certificate | None:
     """The accepted chain a state knows, or None."""
     match state:
-        case Issued() | Published() | Active() | Retired() | Destroyed():
+        case Issued() | Published() | Active() | Retired() | Rehearsed() | Destroyed():
             return state.certificate
         case Doomed():
             return certificate_of(state.was)
@@ -260,7 +327,7 @@ def certificate_of(state: State) -> Certificate | None:
 def x5u_of(state: State) -> str:
     """The public URL a state knows, or an empty text."""
     match state:
-        case Published() | Active() | Retired() | Destroyed():
+        case Published() | Active() | Retired() | Rehearsed() | Destroyed():
             return state.x5u
         case Doomed():
             return x5u_of(state.was)
@@ -282,17 +349,23 @@ def _after(credential: Credential, outcome: Outcome, now: int) -> State:
             return Issued(birth, certificate)
         case Issued(birth, certificate), ChainPublic(x5u):
             return Published(birth, certificate, x5u)
-        case Published(birth, certificate, x5u), Switched(epoch):
-            return Active(birth, certificate, x5u, since=now, epoch=epoch)
+        case Published(birth, certificate, x5u), Passed() if credential.rehearsal:
+            return Rehearsed(birth, certificate, x5u, at=now)
+        case Published(birth, certificate, x5u, recalled), Switched(epoch) if (
+            not credential.rehearsal
+        ):
+            return Active(birth, certificate, x5u, since=now, epoch=epoch, recalled=recalled)
         case Active(birth, certificate, x5u), Superseded(destroy_at):
             return Retired(birth, certificate, x5u, since=now, destroy_at=destroy_at)
+        case Retired(birth, certificate, x5u), Recalled() if may_be_recalled(credential, now):
+            return Published(birth, certificate, x5u, recalled=True)
         case ((Retired(birth=BirthRecord() as birth) as was), DestroyAsked(destroy_at)):
             return Doomed(was, birth, since=now, destroy_at=destroy_at)
         case ((Failed(birth=BirthRecord() as birth) as was), DestroyAsked(destroy_at)):
             return Doomed(was, birth, since=now, destroy_at=destroy_at)
         case Doomed(was), RestoreAsked():
             return replace(was, destroy_at=max(was.destroy_at, now + 7 * DAY))
-        case (Retired() | Failed() | Doomed()) as state, KeyGone():
+        case (Retired() | Rehearsed() | Failed() | Doomed()) as state, KeyGone():
             return Destroyed(
                 credential.key_id, now, birth_of(state), certificate_of(state), x5u_of(state)
             )
@@ -300,7 +373,8 @@ def _after(credential: Credential, outcome: Outcome, now: int) -> State:
             raise WrongOutcome(f"{type(outcome).__name__} in {type(credential.state).__name__}")
 
 
-def _failed(state: State, ended: Ended, now: int) -> Failed:
+def _failed(credential: Credential, ended: Ended, now: int) -> Failed:
+    state = credential.state
     return Failed(
         step=type(state).__name__.lower(),
         at=now,
@@ -310,8 +384,29 @@ def _failed(state: State, ended: Ended, now: int) -> Failed:
         problem=ended.problem,
         artefact=ended.artefact,
         birth=birth_of(state),
-        destroy_at=ended.destroy_at,
+        destroy_at=now if credential.rehearsal else ended.destroy_at,
     )
+
+
+def _abandoned(credential: Credential, outcome: Abandoned, now: int) -> Credential:
+    """Keyed again. The next STI-CA is asked at once the first time, and later the more orders
+    were given up: two STI-CAs that fail in turns are not asked in turns without a pause."""
+    state = credential.state
+    if not isinstance(state, Ordered | Authorized | Finalizing):
+        raise WrongOutcome(f"Abandoned in {type(state).__name__}")
+    given_up = (*credential.abandoned, outcome.issuer)[-REMEMBERED:]
+    pause = max(outcome.retry_after, min(2 ** len(given_up) - 2, LONGEST_BACKOFF))
+    trouble = Trouble(
+        reason=outcome.reason,
+        message=outcome.message,
+        since=credential.trouble.since if credential.trouble else now,
+        attempts=len(given_up),
+        retry_at=now + pause,
+        next_step=outcome.next_step,
+        problem=outcome.problem,
+        at=now,
+    )
+    return replace(credential, state=Keyed(state.birth), trouble=trouble, abandoned=given_up)
 
 
 def _trouble(before: Trouble | None, deferred: Deferred, now: int) -> Trouble:
@@ -325,4 +420,5 @@ def _trouble(before: Trouble | None, deferred: Deferred, now: int) -> Trouble:
         retry_at=now + pause,
         next_step=deferred.next_step,
         problem=deferred.problem,
+        at=now,
     )

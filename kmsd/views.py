@@ -24,6 +24,7 @@ from kmsd.model import (
     New,
     Ordered,
     Published,
+    Rehearsed,
     Retired,
 )
 from kmsd.presence import Seen
@@ -57,6 +58,7 @@ DONE = {
     Published: "Chain public at {x5u}, fetched back byte-identical",
     Active: "Canary verified; every signer switched to epoch {epoch}",
     Retired: "Retired",
+    Rehearsed: "Canary verified: the rehearsal went through, and nothing was switched",
     Failed: "Failed when it was {step}: {message}",
     Doomed: "Destruction scheduled",
     Destroyed: "Key destroyed",
@@ -144,7 +146,7 @@ def profile_message(
     if active is not None:
         message.active.CopyFrom(credential_message(active))
         message.next_step = "renew"
-        message.next_step_at = renewal_time(active, profile.policy)
+        message.next_step_at, _ = renewal_time(active, profile.policy)
         message.waits_for = f"{profile.policy.renew_at:.0%} of the certificate's lifetime"
     if coming is not None:
         message.coming.CopyFrom(credential_message(coming))

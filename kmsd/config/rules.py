@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
+from kmsd import maintenance
 from kmsd.config import shape, syntax
 from kmsd.config.shape import below, similar
 from kmsd.errors import KmsdError
@@ -209,6 +210,14 @@ def _profile(profile: Profile, configuration: Configuration, path: str) -> Itera
             yield f"{path}.subject.{name}: has at most {longest} printable characters"
     policy = f"{path}.policy"
     yield from syntax.within(profile.policy.renew_at, 0.01, 0.99, f"{policy}.renew_at")
+    yield from syntax.within(profile.policy.jitter, 0, 0.5, f"{policy}.jitter")
+    yield from syntax.within(profile.policy.floor, 0.01, 0.9, f"{policy}.floor")
+    for index, window in enumerate(profile.policy.windows):
+        try:
+            maintenance.parse(window)
+        except KmsdError as error:
+            yield f"{policy}.windows[{index}]: {error.message}"
+    yield from syntax.within(profile.policy.key_pool, 0, 100, f"{policy}.key_pool", "keys")
     yield from syntax.within(
         profile.policy.hold_key_days, 0, 3650, f"{policy}.hold_key_days", "days"
     )

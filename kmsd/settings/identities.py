@@ -13,10 +13,23 @@ class Subject(Settings, frozen=True):
 
 
 class Policy(Settings, frozen=True):
-    """When a profile's credential is renewed, and how long what it leaves behind is kept."""
+    """When a profile's credential is renewed, and how long what it leaves behind is kept.
+
+    An STI-CA that suggests a time (RFC 9773) is followed; the fractions are for the others.
+    """
 
     renew_at: float = 0.66
     """Fraction of the lifetime after which a new credential is enrolled."""
+    jitter: float = 0.05
+    """Fraction of the lifetime over which the renewals of many profiles are spread from there."""
+    floor: float = 0.1
+    """Fraction of the lifetime that is left when a renewal waits for nothing any more: neither
+    for the time an STI-CA suggests, nor for a window, nor after a failure."""
+    windows: tuple[str, ...] = ()
+    """When renewals are begun, in UTC: `Mon-Fri 08:00-16:00`, `Sat,Sun 22:00-04:00`. None: any
+    time."""
+    key_pool: int = 0
+    """Spare keys of the profile that are made in advance."""
     hold_key_days: float = 1.0
     """Days between retirement and destruction of a key (room for rollback)."""
     restore_days: float = 7.0

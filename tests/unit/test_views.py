@@ -22,6 +22,7 @@ from kmsd.model import (
     New,
     Ordered,
     Published,
+    Rehearsed,
     Retired,
     Revocation,
     State,
@@ -63,6 +64,10 @@ STATES: dict[str, tuple[State, str]] = {
         "Canary verified; every signer switched to epoch 4",
     ),
     "retired": (RETIRED, "Retired"),
+    "rehearsed": (
+        Rehearsed(BIRTH, CERTIFICATE, X5U, at=7),
+        "Canary verified: the rehearsal went through, and nothing was switched",
+    ),
     "failed": (FAILED, "Failed when it was finalizing: The chain is for SPC 9999."),
     "doomed": (Doomed(RETIRED, BIRTH, since=8, destroy_at=9), "Destruction scheduled"),
     "destroyed": (Destroyed("6b" * 16, 9, BIRTH, CERTIFICATE, X5U), "Key destroyed"),
@@ -134,7 +139,8 @@ def test_a_profile_on_its_way_says_what_comes_and_what_it_waits_for(name: str) -
 
 
 def test_a_profile_at_rest_says_when_it_renews() -> None:
-    message = views.profile_message("acme", PROFILE, [credential("retired"), credential("active")])
+    profile = replace(PROFILE, policy=settings.Policy(jitter=0))
+    message = views.profile_message("acme", profile, [credential("retired"), credential("active")])
     assert not message.HasField("coming")
     assert message.next_step == "renew"
     assert message.next_step_at == CERTIFICATE.not_before + int(90 * DAY * 0.66)
