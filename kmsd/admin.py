@@ -10,18 +10,25 @@ import structlog
 from kmsapi.v1 import admin_pb2 as pb
 from kmsapi.v1 import admin_pb2_grpc
 
-from kmsd import __version__, certs
+from kmsd import __version__
 from kmsd.alarms import alarms
 from kmsd.anchors import Anchors
 from kmsd.answers import abort
-from kmsd.counterparts import Counterparts
-from kmsd.enrollment import certificate_of
-from kmsd.errors import Invalid, KmsdError, NotFound, Precondition
+from kmsd.errors import KmsdError, NotFound
 from kmsd.hsmthread import HsmThread
 from kmsd.keeper import Keeper
-from kmsd.model import Active, Credential, Destroyed, Failed, Revocation
+from kmsd.model import (
+    KEY_COMPROMISE,
+    Active,
+    Condemned,
+    Credential,
+    Destroyed,
+    Failed,
+    Rehearsed,
+)
 from kmsd.movers import Movers, News
 from kmsd.presence import seen
+from kmsd.revoking import Revoking
 from kmsd.settings import Configuration
 from kmsd.standby import Standby
 from kmsd.store import Store
@@ -36,8 +43,8 @@ from kmsd.views import (
 SERVICE = pb.DESCRIPTOR.services_by_name["Admin"].full_name
 HSM_PATIENCE = 5.0
 """Seconds that a status waits for the HSM: a call that hangs cannot be cancelled."""
-REVOCATION_REASONS = frozenset({0, 1, 3, 4, 5})
-"""RFC 5280 section 5.3.1 codes that a subscriber may give."""
+ENDS = (Active, Rehearsed, Failed, Destroyed)
+"""States with which an enrollment is over."""
 Context = grpc.aio.ServicerContext[Any, Any]
 
 log = structlog.get_logger()
@@ -54,7 +61,7 @@ class Admin(admin_pb2_grpc.AdminServicer):
         movers: Movers,
         hsm: HsmThread,
         anchors: Anchors,
-        counterparts: Counterparts,
+        revoking: Revoking,
         switch: Switch,
         standby: Standby,
         clock: Callable[[], int],
@@ -65,7 +72,7 @@ class Admin(admin_pb2_grpc.AdminServicer):
         self._movers = movers
         self._hsm = hsm
         self._anchors = anchors
-        self._counterparts = counterparts
+        self._revoking = revoking
         self._switch = switch
         self._standby = standby
         self._clock = clock
@@ -126,10 +133,18 @@ class Admin(admin_pb2_grpc.AdminServicer):
         async for progress in self._progress(credential):
             yield progress
 
-    async def Revoke(self, request: pb.RevokeRequest, context: Context) -> pb.Credential:
+    async def Revoke(
+        self, request: pb.RevokeRequest, context: Context
+    ) -> AsyncIterator[pb.Progress]:
+        wanted = Condemned(
+            self._clock(), request.reason, request.by_certificate_key, request.even_if_active
+        )
         try:
-            # To its end even when the caller leaves: what the STI-CA took must be stored.
-            return credential_message(await asyncio.shield(self._revoke(request)))
+            credential = await self._find(request.credential)
+            steps = self._revoking.revoke(credential, wanted, even_if_active=request.even_if_active)
+            async for news in steps:
+                failed = isinstance(news.credential.state, Failed) and not request.even_if_active
+                yield _progress(news, ended=failed or _is_revoked(news.credential, credential.id))
         except KmsdError as error:
             log.warning("revoke_refused", credential=request.credential, reason=error.reason)
             await abort(context, error)
@@ -144,6 +159,8 @@ class Admin(admin_pb2_grpc.AdminServicer):
     async def Restore(self, request: pb.RestoreRequest, context: Context) -> pb.Credential:
         try:
             credential = await self._find(request.credential)
+            if credential.condemned is not None:
+                return credential_message(await self._revoking.pardon(credential))
             return credential_message(await self._keeper.restore(credential))
         except KmsdError as error:
             await abort(context, error)
@@ -159,42 +176,10 @@ class Admin(admin_pb2_grpc.AdminServicer):
 
     async def _progress(self, credential: Credential) -> AsyncIterator[pb.Progress]:
         async for news in self._movers.news(credential.id):
-            yield _progress(news)
+            yield _progress(news, ended=isinstance(news.credential.state, ENDS))
 
     async def _find(self, prefix: str) -> Credential:
         return await asyncio.to_thread(self._store.find, prefix)
-
-    async def _revoke(self, request: pb.RevokeRequest) -> Credential:
-        self._store.require_acting()
-        if request.reason not in REVOCATION_REASONS:
-            raise Invalid(
-                "REVOCATION_REASON_INVALID",
-                f"{request.reason} is not a reason a subscriber can give.",
-                next_step="0 unspecified, 1 keyCompromise, 3 affiliationChanged, 4 superseded "
-                "or 5 cessationOfOperation (RFC 5280 section 5.3.1).",
-            )
-        credential = await self._find(request.credential)
-        certificate = certificate_of(credential.state)
-        if certificate is None:
-            raise Precondition(
-                "CREDENTIAL_STATE",
-                f"Credential {credential.id} has no certificate to revoke.",
-                credential=credential.id,
-            )
-        if isinstance(credential.state, Active) and not request.even_if_active:
-            raise Precondition(
-                "CREDENTIAL_ACTIVE",
-                f"Profile {credential.profile} signs with this credential.",
-                next_step=f"First `kmsctl rotate {credential.profile}`, or add --even-if-active: "
-                "signing for the profile then stops.",
-                credential=credential.id,
-            )
-        if credential.revocation is not None:
-            return await self._keeper.revoked(credential, credential.revocation)
-        leaf = certs.leaf_der(certificate.chain)
-        async with self._counterparts.issuer(credential.profile, certificate.issuer) as (acme, _):
-            await acme.revoke(leaf, request.reason)
-        return await self._keeper.revoked(credential, Revocation(self._clock(), request.reason))
 
     def _authority(self, name: str) -> str:
         names = list(self._configuration.authorities)
@@ -273,9 +258,16 @@ class Admin(admin_pb2_grpc.AdminServicer):
         return message
 
 
-def _progress(news: News) -> pb.Progress:
+def _is_revoked(credential: Credential, wanted: str) -> bool:
+    """Whether a revocation of `wanted` is over with this step."""
+    if credential.id != wanted or credential.revocation is None:
+        return False
+    compromised = credential.revocation.reason == KEY_COMPROMISE
+    return not compromised or isinstance(credential.state, Destroyed)
+
+
+def _progress(news: News, *, ended: bool) -> pb.Progress:
     credential = news.credential
-    ended = isinstance(credential.state, Active | Failed | Destroyed)
     message = done(credential)
     if credential.trouble is not None:
         pause = max(0, credential.trouble.retry_at - news.at)

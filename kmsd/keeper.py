@@ -26,6 +26,7 @@ from kmsd.enrollment import (
 from kmsd.errors import KmsdError
 from kmsd.hsm import new_key_id
 from kmsd.model import (
+    KEY_COMPROMISE,
     Active,
     Credential,
     Doomed,
@@ -154,7 +155,7 @@ class Keeper:
 
     async def revoked(self, credential: Credential, revocation: Revocation) -> Credential:
         """Stores that the STI-CA took a revocation; an active one signs no more, and one on its
-        way never will.
+        way never will. A compromised key has no holding time.
 
         Raises Unavailable (SIGNER_BEHIND, and as the keyring's): it is stored, and asking again
         finishes it.
@@ -162,10 +163,13 @@ class Keeper:
         # As it is now: while the STI-CA was asked, it may have become active or been retired.
         credential = await asyncio.to_thread(self._store.credential, credential.id)
         if credential.revocation is None:
-            credential = replace(credential, revocation=revocation)
+            credential = replace(credential, revocation=revocation, trouble=None)
+            now = self._clock()
             if isinstance(credential.state, Active):
                 destroy_at = self._movers.destroy_at(credential.profile)
-                credential = advance(credential, Superseded(destroy_at), self._clock())
+                credential = advance(credential, Superseded(destroy_at), now)
+            if revocation.reason == KEY_COMPROMISE:
+                credential = _without_holding_time(credential, now)
             what = Event(
                 revocation.at,
                 "revoke",
@@ -214,3 +218,11 @@ class Keeper:
             # Its withdrawal failed when it was revoked (a full disk, a signer that hung).
             if credential.revocation is not None and self._switch.holds(credential):
                 await self._switch.withdraw(credential)
+
+
+def _without_holding_time(credential: Credential, now: int) -> Credential:
+    match credential.state:
+        case Retired() | Failed() | Doomed() as state:
+            return replace(credential, state=replace(state, destroy_at=now))
+        case _:
+            return credential

@@ -26,6 +26,7 @@ from kmsd.keeper import Keeper
 from kmsd.listen import Listener
 from kmsd.movers import Movers
 from kmsd.repository import Repository
+from kmsd.revoking import Revoking
 from kmsd.settings import Configuration
 from kmsd.standby import Standby
 from kmsd.steps import Steps, clock
@@ -67,6 +68,7 @@ async def run(configuration: Configuration) -> int:
         movers = Movers(configuration.profiles, store, steps, switch, clock)
         opened.push_async_callback(movers.close)
         keeper = Keeper(configuration, store, movers, switch, clock)
+        revoking = Revoking(store, keeper, movers, counterparts, clock)
         admin = Admin(
             configuration,
             store,
@@ -74,7 +76,7 @@ async def run(configuration: Configuration) -> int:
             movers,
             hsm,
             anchors,
-            counterparts,
+            revoking,
             switch,
             standby,
             clock,
@@ -94,6 +96,7 @@ async def run(configuration: Configuration) -> int:
             try:
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(keeper.run())
+                    tasks.create_task(revoking.run())
                     tasks.create_task(_refresh(anchors, configuration))
             finally:
                 await movers.close()

@@ -65,6 +65,10 @@ DONE = {
 }
 
 
+CONDEMNED = {False: " when the profile signs with another credential", True: " now"}
+"""When a condemned credential is revoked."""
+
+
 def state_name(credential: Credential) -> str:
     """The state as the API names it."""
     return type(credential.state).__name__.lower()
@@ -73,6 +77,12 @@ def state_name(credential: Credential) -> str:
 def done(credential: Credential) -> str:
     """What was reached, in one line for a person."""
     state = credential.state
+    certificate = certificate_of(state)
+    issuer = certificate.issuer if certificate else ""
+    if credential.revocation is not None and not isinstance(state, Destroyed):
+        return f"{issuer} revoked the certificate"
+    if credential.condemned is not None and credential.revocation is None:
+        return f"Condemned: {issuer} is to revoke it{CONDEMNED[credential.condemned.at_once]}"
     facts = {
         "issuer": getattr(state, "issuer", ""),
         "x5u": x5u_of(state),
@@ -127,6 +137,9 @@ def credential_message(credential: Credential, *, full: bool = False) -> pb.Cred
     if credential.revocation is not None:
         message.revoked_at = credential.revocation.at
         message.revocation_reason = credential.revocation.reason
+    elif credential.condemned is not None:
+        message.condemned_at = credential.condemned.at
+        message.revocation_reason = credential.condemned.reason
     birth = birth_of(state)
     if full and birth is not None:
         message.birth.CopyFrom(_birth(birth))

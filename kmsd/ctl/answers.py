@@ -97,7 +97,8 @@ def credential(answer: pb.Credential) -> Credential:
         epoch=answer.epoch or None,
         destroy_at=moment(answer.destroy_at),
         trouble=_trouble(answer),
-        revocation=_revocation(answer),
+        revocation=_revocation(answer.revoked_at, answer.revocation_reason),
+        condemned=_revocation(answer.condemned_at, answer.revocation_reason),
     )
 
 
@@ -183,12 +184,11 @@ def _trouble(answer: pb.Credential) -> Trouble | None:
     )
 
 
-def _revocation(answer: pb.Credential) -> Revocation | None:
-    at = moment(answer.revoked_at)
+def _revocation(seconds: int, code: int) -> Revocation | None:
+    at = moment(seconds)
     if at is None:
         return None
     names = {code: name for name, code in REVOCATION_CODES.items()}
-    code = answer.revocation_reason
     return Revocation(at=at, reason=names[code].value if code in names else str(code))
 
 

@@ -75,21 +75,36 @@ def revoke(
     even_if_active: Annotated[
         bool,
         typer.Option(
+            "--now",
             "--even-if-active",
-            help="Also when the profile signs with it: signing for the profile stops.",
+            help="Revoke first, also when the profile signs with it: signing for it stops.",
+        ),
+    ] = False,
+    by_certificate_key: Annotated[
+        bool,
+        typer.Option(
+            "--by-certificate-key",
+            help="Sign the request with the certificate's own key, not with the account's.",
         ),
     ] = False,
     yes: _Yes = False,
 ) -> int:
     """Ask the STI-CA to revoke a certificate. Cannot be undone.
 
-    A credential that a profile signs with is refused unless --even-if-active: rotate first
-    when there is time. Verifiers learn of it by the STI-PA's CRL, not at once.
+    keyCompromise: the profile gets a new credential first, each step is shown, then the
+    certificate is revoked and its key destroyed at once. The keeper remembers this across
+    restarts, and goes on when you stop watching; until the STI-CA was asked `kmsctl restore`
+    takes it back. While no STI-CA issues, the profile goes on signing with the old key; with
+    --now that ends at once, and calls go unsigned until there is a new one.
+
+    Any other reason: one request to the STI-CA. What a profile signs with is refused unless
+    --now: rotate first. Verifiers learn of it by the STI-PA's CRL, not at once.
 
     \b
     Examples:
+      kmsctl revoke 1a2b3c4d --reason keyCompromise
       kmsctl rotate acme && kmsctl revoke 1a2b3c4d --reason superseded
-      kmsctl revoke 1a2b3c4d --reason keyCompromise --even-if-active
+      kmsctl revoke 1a2b3c4d --reason superseded --by-certificate-key --yes
     """
     run = invocation.of(context)
     with connection.admin(run.address()) as admin:
@@ -98,15 +113,16 @@ def revoke(
                 pb.GetCredentialRequest(credential=credential), timeout=run.patience
             )
             credential = _confirmed(found, "revoke", "The certificate is revoked for good.")
-        answer = admin.Revoke(
-            pb.RevokeRequest(
-                credential=credential,
-                reason=REVOCATION_CODES[reason],
-                even_if_active=even_if_active,
-            ),
-            timeout=run.timeout or 60.0,  # the STI-CA is asked while we wait
-        )
-    return _shown(run, answer)
+    request = pb.RevokeRequest(
+        credential=credential,
+        reason=REVOCATION_CODES[reason],
+        even_if_active=even_if_active,
+        by_certificate_key=by_certificate_key,
+    )
+    compromised = reason is RevocationReason.KEY_COMPROMISE
+    # The STI-CA is asked while we wait; a new credential takes as long as it takes.
+    patience = run.timeout or (None if compromised else 60.0)
+    return _follow_revocation(run, request, patience)
 
 
 def destroy(context: typer.Context, credential: _Credential, yes: _Yes = False) -> int:
@@ -135,6 +151,8 @@ def destroy(context: typer.Context, credential: _Credential, yes: _Yes = False) 
 
 def restore(context: typer.Context, credential: _Credential) -> int:
     """Take a scheduled destruction back, as long as the key still exists.
+
+    The same for a revocation for keyCompromise that waits for the new credential.
 
     \b
     Example:
@@ -175,15 +193,69 @@ def _confirmed(found: pb.Credential, verb: str, consequence: str) -> str:
 def _follow(run: Invocation, verb: str, profile: str) -> int:
     """Shows each step until the profile signs. Raises EnrollmentFailed, Interrupted."""
     look = f"kmsctl credentials --profile {profile}"
+    last = _watched(run, _progress(run, verb, profile), f"{verb} {profile}", look)
+    if last is None or not last.done:
+        raise Unavailable(
+            "PROGRESS_ENDED",
+            "The keeper stopped telling before it was done; it goes on when it runs again.",
+            next_step=look,
+        )
+    if last.credential.state != "active":
+        raise _failed(last)
+    return ExitCode.OK
+
+
+def _follow_revocation(run: Invocation, request: pb.RevokeRequest, patience: float | None) -> int:
+    """Shows each step, then the revoked credential. Raises EnrollmentFailed, Interrupted."""
+    kept: list[pb.Credential] = []
+
+    def steps() -> Iterator[ProgressDocument]:
+        with connection.admin(run.address()) as admin:
+            call = admin.Revoke(request, timeout=patience)
+            try:
+                for answer in call:
+                    kept.append(answer.credential)
+                    yield answers.progress(answer)
+            finally:
+                call.cancel()
+
+    look = f"kmsctl credential {request.credential}"
+    last = _watched(run, steps(), f"revoke {request.credential}", look, quiet_alone=True)
+    if last is not None and last.credential.state == "failed" and not last.credential.revocation:
+        raise _failed(last)
+    if last is None or not last.credential.revocation:
+        raise Unavailable(
+            "PROGRESS_ENDED",
+            "The keeper stopped telling before it was done; it goes on when it runs again.",
+            next_step=look,
+        )
+    return _shown(run, kept[-1])
+
+
+def _watched(
+    run: Invocation,
+    documents: Iterator[ProgressDocument],
+    what: str,
+    look: str,
+    *,
+    quiet_alone: bool = False,
+) -> ProgressDocument | None:
+    """Shows each step of `what` as it happens; gives the last one.
+
+    quiet_alone: a single step that ends it is not shown: the caller shows what came of it.
+    look: the command that tells how far it is. Raises Interrupted, Unavailable.
+    """
     last: ProgressDocument | None = None
     try:
         with Steps(run, begun=time.monotonic()) as steps:
-            for last in _progress(run, verb, profile):
-                steps.add(last)
+            for document in documents:
+                if not (quiet_alone and last is None and document.done):
+                    steps.add(document)
+                last = document
     except KeyboardInterrupt:
         raise Interrupted(
             "INTERRUPTED",
-            f"You stopped watching. The keeper goes on to {verb} {profile}.",
+            f"You stopped watching. The keeper goes on to {what}.",
             next_step=look,
         ) from None
     except Unavailable as error:
@@ -194,26 +266,22 @@ def _follow(run: Invocation, verb: str, profile: str) -> int:
             f"{error.message} What was begun is not lost: the keeper goes on where it was.",
             next_step=f"kmsctl credential {last.credential.id}",
         ) from error
-    if last is None or not last.done:
-        raise Unavailable(
-            "PROGRESS_ENDED",
-            "The keeper stopped telling before it was done; it goes on when it runs again.",
-            next_step=look,
-        )
-    if last.credential.state != "active":
-        trouble = last.credential.trouble
-        facts = {"credential": last.credential.id}
-        if trouble:
-            facts |= {"problem": trouble.problem} if trouble.problem else {}
-            facts |= {"artefact": trouble.artefact} if trouble.artefact else {}
-        raise EnrollmentFailed(
-            last.reason or (trouble.reason if trouble else "ENROLLMENT_FAILED"),
-            (trouble.message if trouble else "") or last.message,
-            next_step=(trouble.next_step if trouble else "")
-            or f"kmsctl credential {last.credential.id}",
-            **facts,
-        )
-    return ExitCode.OK
+    return last
+
+
+def _failed(last: ProgressDocument) -> EnrollmentFailed:
+    trouble = last.credential.trouble
+    facts = {"credential": last.credential.id}
+    if trouble:
+        facts |= {"problem": trouble.problem} if trouble.problem else {}
+        facts |= {"artefact": trouble.artefact} if trouble.artefact else {}
+    return EnrollmentFailed(
+        last.reason or (trouble.reason if trouble else "ENROLLMENT_FAILED"),
+        (trouble.message if trouble else "") or last.message,
+        next_step=(trouble.next_step if trouble else "")
+        or f"kmsctl credential {last.credential.id}",
+        **facts,
+    )
 
 
 def _progress(run: Invocation, verb: str, profile: str) -> Iterator[ProgressDocument]:

@@ -73,6 +73,9 @@ def _life(about: Credential, page: Page) -> list[tuple[str, str, str]]:
     if about.revocation:
         revoked = f"{page.when(about.revocation.at)}: {about.revocation.reason}"
         rows.append(("revoked", revoked, "red"))
+    if about.condemned:
+        asked = f"{page.when(about.condemned.at)}: {about.condemned.reason}"
+        rows.append(("condemned", f"{asked}; revoked when another one signs", "red"))
     if about.destroy_at:
         rows.append(("key goes", page.when(about.destroy_at), "yellow"))
     return [row for row in rows if row[1]]

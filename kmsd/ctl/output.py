@@ -1,9 +1,10 @@
 """The documents that `kmsctl --output json` prints: types, and the JSON Schema made from them.
 
 One document on standard output for each command; `enroll` and `rotate` print one `progress`
-document a line, as the steps happen. Every document begins with `schema`, the version of this
-contract, and `kind`. Within one version fields are only added, never renamed or removed.
-Times are RFC 3339 in UTC; what is not known or does not apply is null or "".
+document a line, as the steps happen, and `revoke` does so before its own. Every document begins
+with `schema`, the version of this contract, and `kind`. Within one version fields are only added,
+never renamed or removed. Times are RFC 3339 in UTC; what is not known or does not apply
+is null or "".
 Not here: how these are filled (`answers`) and how they look as tables (`tables`).
 """
 
@@ -53,7 +54,8 @@ class Trouble(Part, frozen=True, kw_only=True):
 
 
 class Revocation(Part, frozen=True, kw_only=True):
-    """When the STI-CA took the revocation, and the RFC 5280 name of the reason."""
+    """When the STI-CA took the revocation (condemned: when it was asked for, which waits for
+    another credential), and the RFC 5280 name of the reason."""
 
     at: datetime
     reason: str
@@ -104,6 +106,7 @@ class Credential(Part, frozen=True, kw_only=True):
     destroy_at: datetime | None
     trouble: Trouble | None
     revocation: Revocation | None
+    condemned: Revocation | None
 
 
 class Profile(Part, frozen=True, kw_only=True):
@@ -264,14 +267,14 @@ class ErrorDocument(Document, frozen=True, kw_only=True):
     exit_code: int
 
 
-PRINTED_BY: dict[str, type[Document]] = {
+PRINTED_BY: dict[str, type[Document] | tuple[type[Document], ...]] = {
     "status": StatusDocument,
     "profiles": ProfilesDocument,
     "credentials": CredentialsDocument,
     "credential": CredentialDocument,
     "enroll": ProgressDocument,
     "rotate": ProgressDocument,
-    "revoke": CredentialDocument,
+    "revoke": (ProgressDocument, CredentialDocument),
     "destroy": CredentialDocument,
     "restore": CredentialDocument,
     "sign": IdentityDocument,
@@ -287,7 +290,12 @@ def encoded(document: Document) -> str:
 
 def schema(command: str = "") -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of what `command` prints; empty: of every document."""
-    printed = [PRINTED_BY[command]] if command else list(dict.fromkeys(PRINTED_BY.values()))
+    printed = dict.fromkeys(
+        document
+        for name, several in PRINTED_BY.items()
+        if command in ("", name)
+        for document in (several if isinstance(several, tuple) else (several,))
+    )
     references, definitions = msgspec.json.schema_components(
         [*printed, ErrorDocument], ref_template="#/$defs/{name}"
     )

@@ -219,6 +219,8 @@ def _note(credential: Credential, page: Page) -> str:
     notes = []
     if credential.revocation:
         notes.append(f"revoked: {credential.revocation.reason}")
+    if credential.condemned:
+        notes.append(f"condemned: {credential.condemned.reason}")
     if credential.destroy_at:
         notes.append(f"key destroyed {page.brief(credential.destroy_at)}")
     if credential.trouble:

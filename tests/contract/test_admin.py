@@ -16,6 +16,7 @@ from kmsd import certs
 from kmsd.admin import SERVICE, Admin
 from kmsd.listen import Listener
 from kmsd.model import Credential, Retired
+from kmsd.revoking import Revoking
 from kmsd.settings import Configuration
 from kmsd.store import Store
 from tests.unit.test_enrollment import OUTCOMES, walk
@@ -66,7 +67,7 @@ async def served(folder: Path, admin: Admin) -> AsyncIterator[admin_pb2_grpc.Adm
 
 def an_admin(store: object, **parts: object) -> Admin:
     """An Admin with only the parts that a test needs."""
-    needed = ("keeper", "hsm", "anchors", "counterparts", "switch", "standby", "movers")
+    needed = ("keeper", "hsm", "anchors", "revoking", "switch", "standby", "movers")
     given: dict[str, Any] = {name: parts.get(name) for name in needed}
     configuration = cast(Configuration, parts.get("configuration"))
     return Admin(configuration, cast(Store, store), **given, clock=lambda: 1_800_000_000)
@@ -87,11 +88,14 @@ async def test_a_revocation_is_finished_when_its_caller_leaves(
         def find(self, _: str) -> Credential:
             return retired
 
-    admin = an_admin(Found(), keeper=keeper, counterparts=counterparts)
+    parts: Any = (Found(), keeper, None, counterparts, lambda: 0)
+    admin = an_admin(Found(), keeper=keeper, revoking=Revoking(*parts))
     async with served(tmp_path, admin) as stub:
         call: Any = stub.Revoke(pb.RevokeRequest(credential=retired.id, reason=4))
+        waiting = asyncio.ensure_future(call.read())
         await counterparts.asked.wait()
         call.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
         await asyncio.sleep(0.1)
         assert keeper.revocations == []
         counterparts.let.set()

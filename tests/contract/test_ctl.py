@@ -28,8 +28,18 @@ from kmsd.ctl.app import application
 from kmsd.ctl.failure import MEANINGS
 from kmsd.ctl.invocation import hoisted
 from kmsd.errors import Invalid, KmsdError, NotFound, PeerRefused, Unavailable
-from tests.unit.test_ctl_screens import ACTIVE, ALPHA, BORN, COMING, FAILED, PROFILES, WELL
+from tests.unit.test_ctl_screens import (
+    ACTIVE,
+    ALPHA,
+    BORN,
+    COMING,
+    FAILED,
+    PROFILES,
+    RETIRED,
+    WELL,
+)
 
+REVOKED = RETIRED
 KMSCTL = Path(sys.executable).with_name("kmsctl")
 MAN = Path(kmsd.__file__).parent / "ctl" / "kmsctl.1"
 
@@ -76,12 +86,15 @@ class Keeper(AdminServicer):
 
     Rotate = Enroll
 
-    def Revoke(self, request: Any, context: Any) -> pb.Credential:
+    def Revoke(self, request: Any, context: Any) -> Iterator[pb.Progress]:
+        self._met(request, context)
+        yield from self.steps or [step(REVOKED, "retired", "Revoked.", done=True)]
+
+    def Destroy(self, request: Any, context: Any) -> pb.Credential:
         self._met(request, context)
         return ACTIVE
 
-    Destroy = Revoke
-    Restore = Revoke
+    Restore = Destroy
 
     def GetTrust(self, request: Any, context: Any) -> pb.Trust:
         self._met(request, context)
@@ -179,6 +192,8 @@ def test_json_is_one_document_of_the_documented_shape(
     assert out.startswith('{"schema":"kmsctl/1","kind":"')
     assert out.count("\n") == 1
     printed = output.PRINTED_BY[command]
+    if isinstance(printed, tuple):  # the last of several kinds, when there is but one document
+        printed = printed[-1]
     document = msgspec.json.decode(out, type=printed, strict=True)
     assert json.loads(output.encoded(document)) == json.loads(out)
     described = output.schema(command)["$defs"][printed.__name__]
@@ -453,9 +468,53 @@ def test_without_a_terminal_nothing_is_destroyed_unless_yes_is_said(
     assert keeper.asked == [pb.GetCredentialRequest(credential="1a2b")]
 
 
-def test_revoke_speaks_rfc_5280(keeper: Keeper, kmsctl: Run) -> None:
-    kmsctl("revoke", "1a2b", "--reason", "keyCompromise", "--even-if-active", "--yes")
-    assert keeper.asked == [pb.RevokeRequest(credential="1a2b", reason=1, even_if_active=True)]
+@pytest.mark.parametrize("flag", ["--now", "--even-if-active"])
+def test_revoke_speaks_rfc_5280(flag: str, keeper: Keeper, kmsctl: Run) -> None:
+    kmsctl("revoke", "1a2b", "--reason", "keyCompromise", flag, "--yes")
+    kmsctl("revoke", "1a2b", "--reason", "superseded", "--by-certificate-key", "--yes")
+    assert keeper.asked == [
+        pb.RevokeRequest(credential="1a2b", reason=1, even_if_active=True),
+        pb.RevokeRequest(credential="1a2b", reason=4, by_certificate_key=True),
+    ]
+
+
+def test_the_way_of_a_compromised_key_is_told_step_by_step_and_ends_with_its_credential(
+    keeper: Keeper, kmsctl: Run
+) -> None:
+    keeper.steps = [
+        step(ACTIVE, "active", "Condemned."),
+        step(COMING, "active", "Every signer switched."),
+        step(REVOKED, "retired", "Revoked."),
+        step(REVOKED, "destroyed", "Key destroyed.", done=True),
+    ]
+    words = ("revoke", "1a2b", "--reason", "keyCompromise", "--yes")
+    code, out, _ = kmsctl(*words, "-o", "json")
+    documents = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert [each["kind"] for each in documents] == ["progress"] * 4 + ["credential"]
+    assert documents[-1]["credential"]["revocation"]["reason"] == "superseded"
+    code, out, _ = kmsctl(*words)
+    assert code == 0
+    assert out.index("Condemned.") < out.index("Key destroyed.") < out.index("superseded")
+
+
+def test_a_compromised_key_whose_successor_fails_ends_with_4(keeper: Keeper, kmsctl: Run) -> None:
+    keeper.steps = [
+        step(ACTIVE, "active", "Condemned."),
+        step(FAILED, "failed", "Rejected.", done=True, reason="CHAIN_REJECTED"),
+    ]
+    code, _, err = kmsctl("revoke", "1a2b", "--reason", "keyCompromise", "--yes")
+    assert code == 4
+    assert "reason: CHAIN_REJECTED" in err
+
+
+def test_a_keeper_that_stops_telling_of_a_revocation_is_no_success(
+    keeper: Keeper, kmsctl: Run
+) -> None:
+    keeper.steps = [step(ACTIVE, "active", "Condemned.")]
+    code, _, err = kmsctl("revoke", "1a2b", "--reason", "keyCompromise", "--yes")
+    assert (code, "PROGRESS_ENDED" in err) == (1, True)
+    assert err.endswith("next: kmsctl credential 1a2b\n")
 
 
 @pytest.mark.parametrize(("typed", "code"), [(ALPHA, 0), (ALPHA[:8], 0), ("yes", 2), ("", 2)])

@@ -220,7 +220,8 @@ def test_a_retired_certificate_is_revoked_and_an_active_one_only_on_demand(
     again = room.kmsctl("revoke", old["id"], "--reason", "superseded", "--yes")
     assert (again.code, again.last["credential"]) == (0, revoked.last["credential"])
 
-    refused = room.kmsctl("revoke", new["id"], "--reason", "keyCompromise", "--yes")
+    ended = ("--reason", "cessationOfOperation", "--yes")
+    refused = room.kmsctl("revoke", new["id"], *ended)
     assert (refused.code, refused.last["reason"]) == (1, "CREDENTIAL_ACTIVE")
     assert "kmsctl rotate cedar" in refused.last["next_step"]
     assert judges.der_serial(lab, new["serial"]) is None
@@ -228,9 +229,7 @@ def test_a_retired_certificate_is_revoked_and_an_active_one_only_on_demand(
     assert judges.secsipidx_says(lab, identity, new["x5u"], tmp_path) == "ok"
 
     with _withdrawals(room, "cedar") as gone:
-        done = room.kmsctl(
-            "revoke", new["id"], "--reason", "keyCompromise", "--even-if-active", "--yes"
-        )
+        done = room.kmsctl("revoke", new["id"], *ended, "--now")
         assert (done.code, done.last["credential"]["state"]) == (0, "retired")
         until("the watcher is told", lambda: gone)
     assert judges.der_serial(lab, new["serial"]) is not None

@@ -192,7 +192,11 @@ RETIRED = pb.Credential(
     revoked_at=NOW - HOUR,
     revocation_reason=4,
 )
-LISTED = [answers.credential(each) for each in (COMING, ACTIVE, FAILED, RETIRED)]
+CONDEMNED = pb.Credential()
+CONDEMNED.CopyFrom(ACTIVE)
+CONDEMNED.condemned_at = NOW - 90
+CONDEMNED.revocation_reason = 1
+LISTED = [answers.credential(each) for each in (COMING, ACTIVE, CONDEMNED, FAILED, RETIRED)]
 BORN = pb.Credential()
 BORN.CopyFrom(ACTIVE)
 BORN.birth.CopyFrom(BIRTH)
@@ -207,6 +211,7 @@ SCREENS: dict[str, Callable[[Page], RenderableType]] = {
     "credentials": lambda on: tables.credentials(LISTED, on),
     "credentials-none": lambda on: tables.credentials((), on),
     "credential-active": lambda on: details.credential(answers.detailed(BORN), on),
+    "credential-condemned": lambda on: details.credential(answers.detailed(CONDEMNED), on),
     "credential-failed": lambda on: details.credential(answers.detailed(FAILED), on),
     "credential-retired": lambda on: details.credential(answers.detailed(RETIRED), on),
     "credential-in-trouble": lambda on: details.credential(answers.detailed(COMING), on),

@@ -492,6 +492,7 @@ class Credential(_message.Message):
     REVOCATION_REASON_FIELD_NUMBER: _builtins.int
     CHAIN_FIELD_NUMBER: _builtins.int
     BIRTH_FIELD_NUMBER: _builtins.int
+    CONDEMNED_AT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """kmsd's id of it, 16 lower-case hex digits."""
     profile: _builtins.str
@@ -543,9 +544,15 @@ class Credential(_message.Message):
     0: not revoked.
     """
     revocation_reason: _builtins.int
-    """Reason code of the revocation (RFC 5280 section 5.3.1); of meaning when revoked_at is not 0."""
+    """Reason code of the revocation (RFC 5280 section 5.3.1); of meaning when revoked_at or
+    condemned_at is not 0.
+    """
     chain: _builtins.str
     """Chain, PEM certificates, leaf first (RFC 8555 section 9.1); GetCredential only."""
+    condemned_at: _builtins.int
+    """When its revocation was asked for that waits until another credential is active, seconds since
+    1970-01-01 UTC; 0: none is. Its reason is in revocation_reason.
+    """
     @_builtins.property
     def birth(self) -> Global___BirthRecord:
         """What was read back from the HSM when the key was made; GetCredential only."""
@@ -577,10 +584,11 @@ class Credential(_message.Message):
         revocation_reason: _builtins.int = ...,
         chain: _builtins.str = ...,
         birth: Global___BirthRecord | None = ...,
+        condemned_at: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["birth", b"birth"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artefact", b"artefact", "birth", b"birth", "chain", b"chain", "created_at", b"created_at", "destroy_at", b"destroy_at", "epoch", b"epoch", "id", b"id", "issuer", b"issuer", "key_id", b"key_id", "next_step", b"next_step", "not_after", b"not_after", "not_before", b"not_before", "problem", b"problem", "profile", b"profile", "retry_at", b"retry_at", "revocation_reason", b"revocation_reason", "revoked_at", b"revoked_at", "serial", b"serial", "spc", b"spc", "spki_sha256", b"spki_sha256", "state", b"state", "trouble", b"trouble", "trouble_reason", b"trouble_reason", "x5u", b"x5u"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artefact", b"artefact", "birth", b"birth", "chain", b"chain", "condemned_at", b"condemned_at", "created_at", b"created_at", "destroy_at", b"destroy_at", "epoch", b"epoch", "id", b"id", "issuer", b"issuer", "key_id", b"key_id", "next_step", b"next_step", "not_after", b"not_after", "not_before", b"not_before", "problem", b"problem", "profile", b"profile", "retry_at", b"retry_at", "revocation_reason", b"revocation_reason", "revoked_at", b"revoked_at", "serial", b"serial", "spc", b"spc", "spki_sha256", b"spki_sha256", "state", b"state", "trouble", b"trouble", "trouble_reason", b"trouble_reason", "x5u", b"x5u"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -702,7 +710,7 @@ Global___RotateRequest: _TypeAlias = RotateRequest  # noqa: Y015
 
 @_typing.final
 class Progress(_message.Message):
-    """One step of an enrollment, as it happens."""
+    """One step of an enrollment or a revocation, as it happens."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -716,7 +724,7 @@ class Progress(_message.Message):
     message: _builtins.str
     """What was done, or what is waited for, in one line for a person."""
     done: _builtins.bool
-    """Nothing more comes: active, or failed (then `reason` says why)."""
+    """Nothing more comes: active, failed (then `reason` says why), or revoked."""
     reason: _builtins.str
     """Why it failed or the step will be tried again, for programs: UPPER_SNAKE_CASE, stable, of the
     kind of google.rpc.ErrorInfo.reason; empty: neither.
@@ -751,6 +759,7 @@ class RevokeRequest(_message.Message):
     CREDENTIAL_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     EVEN_IF_ACTIVE_FIELD_NUMBER: _builtins.int
+    BY_CERTIFICATE_KEY_FIELD_NUMBER: _builtins.int
     credential: _builtins.str
     """Id of the credential, 16 lower-case hex digits, or a unique beginning of it."""
     reason: _builtins.int
@@ -758,17 +767,24 @@ class RevokeRequest(_message.Message):
     4 superseded, 5 cessationOfOperation.
     """
     even_if_active: _builtins.bool
-    """Revoke although the profile signs with it: signing for the profile stops."""
+    """Revoke now although the profile signs with it: signing for the profile stops, for keyCompromise
+    until a new credential is active.
+    """
+    by_certificate_key: _builtins.bool
+    """Sign the request with the certificate's own key in the HSM, not with the ACME account's (RFC
+    8555 section 7.6).
+    """
     def __init__(
         self,
         *,
         credential: _builtins.str = ...,
         reason: _builtins.int = ...,
         even_if_active: _builtins.bool = ...,
+        by_certificate_key: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credential", b"credential", "even_if_active", b"even_if_active", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by_certificate_key", b"by_certificate_key", "credential", b"credential", "even_if_active", b"even_if_active", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -798,7 +814,7 @@ Global___DestroyRequest: _TypeAlias = DestroyRequest  # noqa: Y015
 
 @_typing.final
 class RestoreRequest(_message.Message):
-    """Which key not to destroy."""
+    """Which key not to destroy, or which certificate not to revoke."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -65,10 +65,10 @@ class AdminStub:
                 request_serializer=kmsapi_dot_v1_dot_admin__pb2.RotateRequest.SerializeToString,
                 response_deserializer=kmsapi_dot_v1_dot_admin__pb2.Progress.FromString,
                 _registered_method=True)
-        self.Revoke = channel.unary_unary(
+        self.Revoke = channel.unary_stream(
                 '/kmsapi.v1.Admin/Revoke',
                 request_serializer=kmsapi_dot_v1_dot_admin__pb2.RevokeRequest.SerializeToString,
-                response_deserializer=kmsapi_dot_v1_dot_admin__pb2.Credential.FromString,
+                response_deserializer=kmsapi_dot_v1_dot_admin__pb2.Progress.FromString,
                 _registered_method=True)
         self.Destroy = channel.unary_unary(
                 '/kmsapi.v1.Admin/Destroy',
@@ -135,7 +135,9 @@ class AdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Revoke(self, request, context):
-        """Asks the STI-CA to revoke a certificate (RFC 8555 section 7.6).
+        """Asks the STI-CA to revoke a certificate (RFC 8555 section 7.6) and tells each step, the revoked
+        credential last. For keyCompromise a new credential is active first and the key is destroyed
+        right after; that is stored, and goes on when nobody listens.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -150,7 +152,7 @@ class AdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Restore(self, request, context):
-        """Takes a scheduled destruction back.
+        """Takes back a scheduled destruction, or a revocation that waits for a new credential.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -196,10 +198,10 @@ def add_AdminServicer_to_server(servicer, server):
                     request_deserializer=kmsapi_dot_v1_dot_admin__pb2.RotateRequest.FromString,
                     response_serializer=kmsapi_dot_v1_dot_admin__pb2.Progress.SerializeToString,
             ),
-            'Revoke': grpc.unary_unary_rpc_method_handler(
+            'Revoke': grpc.unary_stream_rpc_method_handler(
                     servicer.Revoke,
                     request_deserializer=kmsapi_dot_v1_dot_admin__pb2.RevokeRequest.FromString,
-                    response_serializer=kmsapi_dot_v1_dot_admin__pb2.Credential.SerializeToString,
+                    response_serializer=kmsapi_dot_v1_dot_admin__pb2.Progress.SerializeToString,
             ),
             'Destroy': grpc.unary_unary_rpc_method_handler(
                     servicer.Destroy,
@@ -401,12 +403,12 @@ class Admin:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/kmsapi.v1.Admin/Revoke',
             kmsapi_dot_v1_dot_admin__pb2.RevokeRequest.SerializeToString,
-            kmsapi_dot_v1_dot_admin__pb2.Credential.FromString,
+            kmsapi_dot_v1_dot_admin__pb2.Progress.FromString,
             options,
             channel_credentials,
             insecure,

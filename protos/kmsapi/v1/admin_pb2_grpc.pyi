@@ -47,14 +47,17 @@ class AdminStub:
     """
     Rotate: _grpc.UnaryStreamMultiCallable[_admin_pb2.RotateRequest, _admin_pb2.Progress]
     """Enrolls a new credential (new key) beside the active one, switches, retires the old one."""
-    Revoke: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RevokeRequest, _admin_pb2.Credential]
-    """Asks the STI-CA to revoke a certificate (RFC 8555 section 7.6)."""
+    Revoke: _grpc.UnaryStreamMultiCallable[_admin_pb2.RevokeRequest, _admin_pb2.Progress]
+    """Asks the STI-CA to revoke a certificate (RFC 8555 section 7.6) and tells each step, the revoked
+    credential last. For keyCompromise a new credential is active first and the key is destroyed
+    right after; that is stored, and goes on when nobody listens.
+    """
     Destroy: _grpc.UnaryUnaryMultiCallable[_admin_pb2.DestroyRequest, _admin_pb2.Credential]
     """Schedules the destruction of the key of a retired or failed credential. One that is still on
     its way is given up first.
     """
     Restore: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RestoreRequest, _admin_pb2.Credential]
-    """Takes a scheduled destruction back."""
+    """Takes back a scheduled destruction, or a revocation that waits for a new credential."""
     GetTrust: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetTrustRequest, _admin_pb2.Trust]
     """The trust material of an STI-PA's domain as last accepted (trusted STI-CA list, CRL)."""
 
@@ -77,14 +80,17 @@ class AdminAsyncStub(AdminStub):
     """
     Rotate: _aio.UnaryStreamMultiCallable[_admin_pb2.RotateRequest, _admin_pb2.Progress]  # type: ignore[assignment]
     """Enrolls a new credential (new key) beside the active one, switches, retires the old one."""
-    Revoke: _aio.UnaryUnaryMultiCallable[_admin_pb2.RevokeRequest, _admin_pb2.Credential]  # type: ignore[assignment]
-    """Asks the STI-CA to revoke a certificate (RFC 8555 section 7.6)."""
+    Revoke: _aio.UnaryStreamMultiCallable[_admin_pb2.RevokeRequest, _admin_pb2.Progress]  # type: ignore[assignment]
+    """Asks the STI-CA to revoke a certificate (RFC 8555 section 7.6) and tells each step, the revoked
+    credential last. For keyCompromise a new credential is active first and the key is destroyed
+    right after; that is stored, and goes on when nobody listens.
+    """
     Destroy: _aio.UnaryUnaryMultiCallable[_admin_pb2.DestroyRequest, _admin_pb2.Credential]  # type: ignore[assignment]
     """Schedules the destruction of the key of a retired or failed credential. One that is still on
     its way is given up first.
     """
     Restore: _aio.UnaryUnaryMultiCallable[_admin_pb2.RestoreRequest, _admin_pb2.Credential]  # type: ignore[assignment]
-    """Takes a scheduled destruction back."""
+    """Takes back a scheduled destruction, or a revocation that waits for a new credential."""
     GetTrust: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetTrustRequest, _admin_pb2.Trust]  # type: ignore[assignment]
     """The trust material of an STI-PA's domain as last accepted (trusted STI-CA list, CRL)."""
 
@@ -146,8 +152,11 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _admin_pb2.RevokeRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_admin_pb2.Credential, _abc.Awaitable[_admin_pb2.Credential]]:
-        """Asks the STI-CA to revoke a certificate (RFC 8555 section 7.6)."""
+    ) -> _typing.Union[_abc.Iterator[_admin_pb2.Progress], _abc.AsyncIterator[_admin_pb2.Progress]]:
+        """Asks the STI-CA to revoke a certificate (RFC 8555 section 7.6) and tells each step, the revoked
+        credential last. For keyCompromise a new credential is active first and the key is destroyed
+        right after; that is stored, and goes on when nobody listens.
+        """
 
     @_abc_1.abstractmethod
     def Destroy(
@@ -165,7 +174,7 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.RestoreRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.Credential, _abc.Awaitable[_admin_pb2.Credential]]:
-        """Takes a scheduled destruction back."""
+        """Takes back a scheduled destruction, or a revocation that waits for a new credential."""
 
     @_abc_1.abstractmethod
     def GetTrust(
