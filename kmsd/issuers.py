@@ -6,6 +6,7 @@ the STI-PA and of this host say nothing about an STI-CA and change nothing here.
 """
 
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
 
 from kmsd.errors import KmsdError, Unavailable
@@ -106,8 +107,11 @@ def after_failure(
     if before is not None and before.klass is klass and now < before.until:
         return before
     failures = before.failures + 1 if before is not None and before.klass is klass else 1
-    asked = error.retry_after if isinstance(error, Unavailable) else 0.0
-    pause = max(_pause(klass, failures, f"{issuer} {whose} {now}"), int(asked))
+    asked = math.ceil(error.retry_after) if isinstance(error, Unavailable) else 0
+    if asked and klass is FailureClass.RATE_LIMITED and failures == 1:
+        pause = asked  # it knows best, the first time
+    else:
+        pause = max(_pause(klass, failures, f"{issuer} {whose} {now}"), asked)
     return Health(
         issuer=issuer,
         failures=failures,

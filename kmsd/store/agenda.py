@@ -142,10 +142,10 @@ class Agenda:
             found = _advice(connection, Suggestion, (credential,))
         return found[0] if found else None
 
-    def distrusted(self) -> tuple[Distrusted, ...]:
-        """All that are."""
+    def distrusted(self, *credentials: str) -> tuple[Distrusted, ...]:
+        """Those that are; of these credentials where any are given, else of all."""
         with self._database.reading() as connection:
-            return _advice(connection, Distrusted)
+            return _advice(connection, Distrusted, credentials or None)
 
     def say(self, *said: Said) -> None:
         """Keep what is said, in place of what was; the plans it concerns are due."""

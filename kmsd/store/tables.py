@@ -57,8 +57,8 @@ health = sa.Table(
 advice = sa.Table(
     "advice",
     metadata,
-    sa.Column("credential", sa.String(16), primary_key=True),
     sa.Column("kind", sa.String(16), primary_key=True),
+    sa.Column("credential", sa.String(16), primary_key=True),
     sa.Column("document", sa.Text, nullable=False),
 )
 

@@ -21,10 +21,10 @@ def upgrade() -> None:
     )
     op.create_table(
         "advice",
-        sa.Column("credential", sa.String(16), nullable=False),
         sa.Column("kind", sa.String(16), nullable=False),
+        sa.Column("credential", sa.String(16), nullable=False),
         sa.Column("document", sa.Text, nullable=False),
-        sa.PrimaryKeyConstraint("credential", "kind", name="pk_advice"),
+        sa.PrimaryKeyConstraint("kind", "credential", name="pk_advice"),
     )
     op.create_table(
         "spares",
