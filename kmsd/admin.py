@@ -29,6 +29,7 @@ from kmsd.model import (
 from kmsd.movers import Movers, News
 from kmsd.presence import seen
 from kmsd.revoking import Revoking
+from kmsd.rollback import Rollback
 from kmsd.settings import Configuration
 from kmsd.standby import Standby
 from kmsd.store import Store
@@ -62,6 +63,7 @@ class Admin(admin_pb2_grpc.AdminServicer):
         hsm: HsmThread,
         anchors: Anchors,
         revoking: Revoking,
+        rollback: Rollback,
         switch: Switch,
         standby: Standby,
         clock: Callable[[], int],
@@ -73,6 +75,7 @@ class Admin(admin_pb2_grpc.AdminServicer):
         self._hsm = hsm
         self._anchors = anchors
         self._revoking = revoking
+        self._rollback = rollback
         self._switch = switch
         self._standby = standby
         self._clock = clock
@@ -128,6 +131,16 @@ class Admin(admin_pb2_grpc.AdminServicer):
     ) -> AsyncIterator[pb.Progress]:
         try:
             credential = await self._keeper.begin(request.profile, rotate=True)
+        except KmsdError as error:
+            await abort(context, error)
+        async for progress in self._progress(credential):
+            yield progress
+
+    async def Rollback(
+        self, request: pb.RollbackRequest, context: Context
+    ) -> AsyncIterator[pb.Progress]:
+        try:
+            credential = await self._rollback.begin(request.profile)
         except KmsdError as error:
             await abort(context, error)
         async for progress in self._progress(credential):

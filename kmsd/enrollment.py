@@ -264,6 +264,8 @@ def next_action(credential: Credential, now: int) -> Action:
             return DestroyKey()
         case Failed(birth=None) | Active() | Destroyed():
             return Wait()
+        case Failed() | Retired() | Doomed() if _is_to_be_revoked(credential):
+            return Wait()  # its own key may have to sign for that
         case Failed(destroy_at=at) | Retired(destroy_at=at) | Doomed(destroy_at=at):
             return DestroyKey() if now >= at else Wait(until=at)
         case _:
@@ -289,7 +291,8 @@ def may_be_recalled(credential: Credential, now: int) -> bool:
     """Whether a rollback to it is possible: retired, its key there, its certificate good."""
     match credential.state:
         case Retired(certificate=certificate, destroy_at=destroy_at):
-            return credential.revocation is None and now < min(certificate.not_after, destroy_at)
+            trusted = credential.revocation is None and credential.condemned is None
+            return trusted and now < min(certificate.not_after, destroy_at)
         case _:
             return False
 
@@ -333,6 +336,10 @@ def x5u_of(state: State) -> str:
             return x5u_of(state.was)
         case _:
             return ""
+
+
+def _is_to_be_revoked(credential: Credential) -> bool:
+    return credential.condemned is not None and credential.revocation is None
 
 
 def _after(credential: Credential, outcome: Outcome, now: int) -> State:

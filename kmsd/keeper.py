@@ -124,6 +124,10 @@ class Keeper:
         self._movers.move(credential.id)
         return credential
 
+    def turn(self, profile: str) -> asyncio.Lock:
+        """Held by whoever decides what a profile's next credential is."""
+        return self._turns[profile]
+
     async def schedule_destroy(self, credential: Credential) -> Credential:
         """The key goes when the profile's restore time is over. Raises Precondition.
 

@@ -18,15 +18,18 @@ from kmsapi.v1 import admin_pb2_grpc
 
 from kmsd.admin import SERVICE, Admin
 from kmsd.anchors import CRL_EVERY, Anchors
+from kmsd.candidates import Candidates
 from kmsd.config import anew
 from kmsd.counterparts import Counterparts
 from kmsd.errors import Precondition
 from kmsd.hsmthread import HsmThread
+from kmsd.issuance import Issuance
 from kmsd.keeper import Keeper
 from kmsd.listen import Listener
 from kmsd.movers import Movers
 from kmsd.repository import Repository
 from kmsd.revoking import Revoking
+from kmsd.rollback import Rollback
 from kmsd.settings import Configuration
 from kmsd.standby import Standby
 from kmsd.steps import Steps, clock
@@ -64,11 +67,14 @@ async def run(configuration: Configuration) -> int:
         repository = Repository(configuration.repository)
         anchors = Anchors(store, counterparts, clock)
         switch = Switch(store, Path(configuration.keyring), run_folder)
-        steps = Steps(configuration, hsm, counterparts, anchors, repository, switch, clock)
+        candidates = Candidates(configuration.profiles, store, clock)
+        issuance = Issuance(configuration, store, hsm, counterparts, candidates, anchors, clock)
+        steps = Steps(configuration, hsm, candidates, issuance, anchors, repository, switch, clock)
         movers = Movers(configuration.profiles, store, steps, switch, clock)
         opened.push_async_callback(movers.close)
         keeper = Keeper(configuration, store, movers, switch, clock)
         revoking = Revoking(store, keeper, movers, counterparts, clock)
+        rollback = Rollback(configuration, store, keeper, movers, hsm, clock)
         admin = Admin(
             configuration,
             store,
@@ -77,6 +83,7 @@ async def run(configuration: Configuration) -> int:
             hsm,
             anchors,
             revoking,
+            rollback,
             switch,
             standby,
             clock,

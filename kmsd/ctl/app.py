@@ -129,6 +129,7 @@ _COMMANDS: tuple[tuple[Callable[..., Any], str], ...] = (
     (looking.credential, "One credential, its chain, its key's origin."),
     (changing.enroll, "Get a profile's first credential."),
     (changing.rotate, "Get a new one and switch every signer to it."),
+    (changing.rollback, "Go back to the credential before."),
     (changing.revoke, "Ask the STI-CA to revoke a certificate."),
     (changing.destroy, "Schedule the destruction of a key."),
     (changing.restore, "Take a scheduled destruction back."),

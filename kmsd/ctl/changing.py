@@ -1,4 +1,5 @@
-"""The commands that change what the keeper keeps: enroll, rotate, revoke, destroy, restore.
+"""The commands that change what the keeper keeps: enroll, rotate, rollback, revoke, destroy,
+restore.
 
 What cannot be undone asks first: on a terminal the id is typed again, a program says --yes.
 """
@@ -64,6 +65,22 @@ def rotate(context: typer.Context, profile: _Profile) -> int:
       kmsctl rotate acme -o json | tail -n1 | jq .credential.id
     """
     return _follow(invocation.of(context), "rotate", profile)
+
+
+def rollback(context: typer.Context, profile: _Profile) -> int:
+    """Go back to the credential that the profile signed with before.
+
+    Possible while its certificate is valid and not revoked and its key is kept (policy
+    hold_key_days). Its chain is fetched back and a canary verified before any signer switches.
+    The present one is retired, not destroyed: another rollback leads back to it. No renewal
+    undoes it before the last part of the certificate's lifetime.
+
+    \b
+    Examples:
+      kmsctl rollback acme
+      kmsctl rollback acme -o json | tail -n1 | jq .credential.id
+    """
+    return _follow(invocation.of(context), "rollback", profile)
 
 
 def revoke(
@@ -286,10 +303,13 @@ def _failed(last: ProgressDocument) -> EnrollmentFailed:
 
 def _progress(run: Invocation, verb: str, profile: str) -> Iterator[ProgressDocument]:
     with connection.admin(run.address()) as admin:
-        if verb == "enroll":
-            call = admin.Enroll(pb.EnrollRequest(profile=profile), timeout=run.timeout)
-        else:
-            call = admin.Rotate(pb.RotateRequest(profile=profile), timeout=run.timeout)
+        match verb:
+            case "enroll":
+                call = admin.Enroll(pb.EnrollRequest(profile=profile), timeout=run.timeout)
+            case "rollback":
+                call = admin.Rollback(pb.RollbackRequest(profile=profile), timeout=run.timeout)
+            case _:
+                call = admin.Rotate(pb.RotateRequest(profile=profile), timeout=run.timeout)
         try:
             for answer in call:
                 yield answers.progress(answer)

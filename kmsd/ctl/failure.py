@@ -31,7 +31,7 @@ MEANINGS: dict[ExitCode, str] = {
     ExitCode.ERROR: "it failed; verify: it does not verify",
     ExitCode.USAGE: "the command line is wrong, or a confirmation is missing",
     ExitCode.DEGRADED: "status: not all is well, and kmsd is at work on it",
-    ExitCode.NEEDS_PERSON: "status: an alarm names a step to take; enroll, rotate: it failed",
+    ExitCode.NEEDS_PERSON: "status: an alarm names a step to take; enroll, rotate, ...: it failed",
     ExitCode.INTERRUPTED: "interrupted with Ctrl-C",
 }
 """Every exit code in one line."""

@@ -1,10 +1,10 @@
 """The documents that `kmsctl --output json` prints: types, and the JSON Schema made from them.
 
-One document on standard output for each command; `enroll` and `rotate` print one `progress`
-document a line, as the steps happen, and `revoke` does so before its own. Every document begins
-with `schema`, the version of this contract, and `kind`. Within one version fields are only added,
-never renamed or removed. Times are RFC 3339 in UTC; what is not known or does not apply
-is null or "".
+One document on standard output for each command; those that are followed (`enroll`, `rotate`,
+`rollback`) print one `progress` document a line, as the steps happen, and `revoke` does so before
+its own. Every document begins with `schema`, the version of this contract, and `kind`. Within one
+version fields are only added, never renamed or removed. Times are RFC 3339 in UTC; what is not
+known or does not apply is null or "".
 Not here: how these are filled (`answers`) and how they look as tables (`tables`).
 """
 
@@ -274,6 +274,7 @@ PRINTED_BY: dict[str, type[Document] | tuple[type[Document], ...]] = {
     "credential": CredentialDocument,
     "enroll": ProgressDocument,
     "rotate": ProgressDocument,
+    "rollback": ProgressDocument,
     "revoke": (ProgressDocument, CredentialDocument),
     "destroy": CredentialDocument,
     "restore": CredentialDocument,

@@ -85,6 +85,7 @@ class Keeper(AdminServicer):
         time.sleep(self.lingers)
 
     Rotate = Enroll
+    Rollback = Enroll
 
     def Revoke(self, request: Any, context: Any) -> Iterator[pb.Progress]:
         self._met(request, context)

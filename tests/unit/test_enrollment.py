@@ -42,6 +42,7 @@ from kmsd.model import (
     Active,
     BirthRecord,
     Certificate,
+    Condemned,
     Credential,
     Destroyed,
     Doomed,
@@ -283,3 +284,12 @@ def test_a_clock_that_was_set_back_makes_no_pause_longer() -> None:
     deferred = advance(FRESH, Deferred("X", "y"), NOW + 86_400)
     assert isinstance(next_action(deferred, NOW + 86_400), Wait)
     assert not isinstance(next_action(deferred, NOW), Wait)
+
+
+def test_a_key_is_kept_for_the_revocation_that_it_may_have_to_sign() -> None:
+    active = replace(walk(*OUTCOMES[:7]), condemned=Condemned(NOW, 1, by_certificate_key=True))
+    retired = advance(active, Superseded(NOW), NOW)
+    assert next_action(retired, NOW + 1) == Wait()
+    assert not may_be_recalled(retired, NOW - 1)
+    revoked = replace(retired, revocation=Revocation(NOW, 1))
+    assert next_action(revoked, NOW + 1) == DestroyKey()

@@ -709,6 +709,28 @@ class RotateRequest(_message.Message):
 Global___RotateRequest: _TypeAlias = RotateRequest  # noqa: Y015
 
 @_typing.final
+class RollbackRequest(_message.Message):
+    """Which profile goes back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROFILE_FIELD_NUMBER: _builtins.int
+    profile: _builtins.str
+    """Name of the profile, as in the configuration."""
+    def __init__(
+        self,
+        *,
+        profile: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["profile", b"profile"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RollbackRequest: _TypeAlias = RollbackRequest  # noqa: Y015
+
+@_typing.final
 class Progress(_message.Message):
     """One step of an enrollment or a revocation, as it happens."""
 

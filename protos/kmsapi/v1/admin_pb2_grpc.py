@@ -65,6 +65,11 @@ class AdminStub:
                 request_serializer=kmsapi_dot_v1_dot_admin__pb2.RotateRequest.SerializeToString,
                 response_deserializer=kmsapi_dot_v1_dot_admin__pb2.Progress.FromString,
                 _registered_method=True)
+        self.Rollback = channel.unary_stream(
+                '/kmsapi.v1.Admin/Rollback',
+                request_serializer=kmsapi_dot_v1_dot_admin__pb2.RollbackRequest.SerializeToString,
+                response_deserializer=kmsapi_dot_v1_dot_admin__pb2.Progress.FromString,
+                _registered_method=True)
         self.Revoke = channel.unary_stream(
                 '/kmsapi.v1.Admin/Revoke',
                 request_serializer=kmsapi_dot_v1_dot_admin__pb2.RevokeRequest.SerializeToString,
@@ -134,6 +139,14 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Rollback(self, request, context):
+        """Goes back to the credential that the profile signed with before, and tells each step until it
+        is active: fetched back, canary, switch. The present one is retired, its key kept for a while.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Revoke(self, request, context):
         """Asks the STI-CA to revoke a certificate (RFC 8555 section 7.6) and tells each step, the revoked
         credential last. For keyCompromise a new credential is active first and the key is destroyed
@@ -196,6 +209,11 @@ def add_AdminServicer_to_server(servicer, server):
             'Rotate': grpc.unary_stream_rpc_method_handler(
                     servicer.Rotate,
                     request_deserializer=kmsapi_dot_v1_dot_admin__pb2.RotateRequest.FromString,
+                    response_serializer=kmsapi_dot_v1_dot_admin__pb2.Progress.SerializeToString,
+            ),
+            'Rollback': grpc.unary_stream_rpc_method_handler(
+                    servicer.Rollback,
+                    request_deserializer=kmsapi_dot_v1_dot_admin__pb2.RollbackRequest.FromString,
                     response_serializer=kmsapi_dot_v1_dot_admin__pb2.Progress.SerializeToString,
             ),
             'Revoke': grpc.unary_stream_rpc_method_handler(
@@ -381,6 +399,33 @@ class Admin:
             target,
             '/kmsapi.v1.Admin/Rotate',
             kmsapi_dot_v1_dot_admin__pb2.RotateRequest.SerializeToString,
+            kmsapi_dot_v1_dot_admin__pb2.Progress.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rollback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/kmsapi.v1.Admin/Rollback',
+            kmsapi_dot_v1_dot_admin__pb2.RollbackRequest.SerializeToString,
             kmsapi_dot_v1_dot_admin__pb2.Progress.FromString,
             options,
             channel_credentials,

@@ -47,6 +47,10 @@ class AdminStub:
     """
     Rotate: _grpc.UnaryStreamMultiCallable[_admin_pb2.RotateRequest, _admin_pb2.Progress]
     """Enrolls a new credential (new key) beside the active one, switches, retires the old one."""
+    Rollback: _grpc.UnaryStreamMultiCallable[_admin_pb2.RollbackRequest, _admin_pb2.Progress]
+    """Goes back to the credential that the profile signed with before, and tells each step until it
+    is active: fetched back, canary, switch. The present one is retired, its key kept for a while.
+    """
     Revoke: _grpc.UnaryStreamMultiCallable[_admin_pb2.RevokeRequest, _admin_pb2.Progress]
     """Asks the STI-CA to revoke a certificate (RFC 8555 section 7.6) and tells each step, the revoked
     credential last. For keyCompromise a new credential is active first and the key is destroyed
@@ -80,6 +84,10 @@ class AdminAsyncStub(AdminStub):
     """
     Rotate: _aio.UnaryStreamMultiCallable[_admin_pb2.RotateRequest, _admin_pb2.Progress]  # type: ignore[assignment]
     """Enrolls a new credential (new key) beside the active one, switches, retires the old one."""
+    Rollback: _aio.UnaryStreamMultiCallable[_admin_pb2.RollbackRequest, _admin_pb2.Progress]  # type: ignore[assignment]
+    """Goes back to the credential that the profile signed with before, and tells each step until it
+    is active: fetched back, canary, switch. The present one is retired, its key kept for a while.
+    """
     Revoke: _aio.UnaryStreamMultiCallable[_admin_pb2.RevokeRequest, _admin_pb2.Progress]  # type: ignore[assignment]
     """Asks the STI-CA to revoke a certificate (RFC 8555 section 7.6) and tells each step, the revoked
     credential last. For keyCompromise a new credential is active first and the key is destroyed
@@ -146,6 +154,16 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_admin_pb2.Progress], _abc.AsyncIterator[_admin_pb2.Progress]]:
         """Enrolls a new credential (new key) beside the active one, switches, retires the old one."""
+
+    @_abc_1.abstractmethod
+    def Rollback(
+        self,
+        request: _admin_pb2.RollbackRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_pb2.Progress], _abc.AsyncIterator[_admin_pb2.Progress]]:
+        """Goes back to the credential that the profile signed with before, and tells each step until it
+        is active: fetched back, canary, switch. The present one is retired, its key kept for a while.
+        """
 
     @_abc_1.abstractmethod
     def Revoke(
