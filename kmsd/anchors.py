@@ -108,7 +108,7 @@ class Anchors:
     async def _list(self, authority: str, now: int) -> None:
         last = await asyncio.to_thread(self._store.trust_list, authority)
         if last and not self._due(
-            authority, "list", now, last.fetched_at + LIST_EVERY, last.expires
+            authority, "list", now, last.fetched_at, LIST_EVERY, last.expires
         ):
             return
         fresh = await self._counterparts.authority(authority).trust_list(last, now)
@@ -119,7 +119,7 @@ class Anchors:
     async def _crl(self, authority: str, now: int) -> None:
         last = await asyncio.to_thread(self._store.revocation_list, authority)
         if last and not self._due(
-            authority, "crl", now, last.fetched_at + CRL_EVERY, last.next_update
+            authority, "crl", now, last.fetched_at, CRL_EVERY, last.next_update
         ):
             return
         fresh = await self._counterparts.authority(authority).crl(last, now)
@@ -127,10 +127,14 @@ class Anchors:
         self._setbacks.pop((authority, "crl"), None)
         log.info("crl", authority=authority, number=fresh.number)
 
-    def _due(self, authority: str, what: str, now: int, next_look: int, ends: int) -> bool:
+    def _due(
+        self, authority: str, what: str, now: int, fetched_at: int, every: int, ends: int
+    ) -> bool:
         """Whether to ask now. After a failure not again at once, as long as the last one will do:
-        whoever waits for the answer would wait for a dead STI-PA each time."""
-        if now < min(next_look, ends - RETRY_EVERY):
-            return False
-        failed_at, _ = self._setbacks.get((authority, what), (-RETRY_EVERY, None))
-        return now >= min(failed_at + RETRY_EVERY, max(ends, failed_at + RETRY_SOON))
+        whoever waits for the answer would wait for a dead STI-PA each time. Where the clock was
+        set back, what it showed before says nothing."""
+        if (authority, what) not in self._setbacks:
+            return now < fetched_at or now >= min(fetched_at + every, ends - RETRY_EVERY)
+        failed_at, _ = self._setbacks[authority, what]
+        again = min(failed_at + RETRY_EVERY, max(ends, failed_at + RETRY_SOON))
+        return now < failed_at or now >= again

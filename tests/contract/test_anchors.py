@@ -105,6 +105,20 @@ async def test_the_last_good_material_counts_while_the_sti_pa_is_down(keeper: Ke
     assert keeper.anchors.trouble("pa") is None
 
 
+async def test_a_clock_that_was_set_back_puts_nothing_off(keeper: Keeper) -> None:
+    await keeper.anchors.material("pa")
+    keeper.now -= DAY
+    assert await keeper.sequence() == 2
+    keeper.now += 2 * DAY
+    keeper.peer.list_trouble = keeper.peer.crl_trouble = DOWN
+    with pytest.raises(Unavailable, match="has expired"):
+        await keeper.anchors.material("pa")
+    keeper.peer.list_trouble = keeper.peer.crl_trouble = None
+    keeper.now -= DAY
+    assert await keeper.sequence() == 3
+    assert keeper.anchors.trouble("pa") is None
+
+
 async def test_a_dead_sti_pa_is_asked_now_and_then_not_by_everybody(keeper: Keeper) -> None:
     await keeper.anchors.material("pa")
     keeper.peer.list_trouble = keeper.peer.crl_trouble = DOWN

@@ -5,9 +5,12 @@ sees what is wrong and no more than that, and what was under way goes on when it
 are those of kmsd/outages.md, which says the same to people.
 """
 
+import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,11 +19,11 @@ import pytest
 from kmsd.enrollment import birth_of
 from kmsd.lab import Lab, running_lab
 from kmsd.store import Store
-from tests.postgres import PASSWORD, Postgres, postgres
+from tests.postgres import PASSWORD, postgres
 from tests.system.clocked import Clock
 from tests.system.disks import filled, needs_mount, small_disk
 from tests.system.key_room import KeyRoom, Table
-from tests.system.programs import program, until
+from tests.system.programs import until
 from tests.system.road import Road, road
 from tests.system.steady import Steady, signing
 
@@ -67,7 +70,16 @@ REFUSED = {
     "Certificate has expired on arrival": "expired",
 }
 """Chains that nobody should sign with, as the lab's switch calls them."""
-PROFILES = {what: f"p{number}" for number, what in enumerate([*PASSES, *REFUSED], 1)}
+OLDER_LIST = "List of STI-CAs is older than the last one"
+STORE_FULL = "Disk of the store is full"
+REPOSITORY_FULL = "Disk of the repository is full"
+CLOCK_AHEAD = "Clock jumps ahead by a day"
+CLOCK_BEHIND = "Clock jumps back by a day"
+NO_DATABASE = "Database is gone"
+
+IN_ONE_ROOM = [*PASSES, *REFUSED, OLDER_LIST, REPOSITORY_FULL]
+PROFILES = {what: f"p{number}" for number, what in enumerate(IN_ONE_ROOM, 1)}
+"""Of the room they share: a profile for each row."""
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +200,204 @@ def test_signing_goes_on_and_a_chain_nobody_should_sign_with_is_never_used(
         room.rotated(profile)
 
 
+@pytest.mark.outage_matrix(OLDER_LIST)
+def test_the_last_good_list_of_sti_cas_is_gone_by_while_an_older_one_is_offered(
+    room: KeyRoom, lab: Lab, clock: Clock
+) -> None:
+    profile = PROFILES[OLDER_LIST]
+    with _renewal_survives(room, profile):
+        good = room.status()["trust"][0]
+        lab.set(ca_list="lower_sequence")
+        clock.passes(7 * HOUR)  # the next one is due
+        room.rotated(profile)
+        status = room.kmsctl("status")
+        assert status.code == 3
+        (alarm,) = status.last["alarms"]
+        assert (alarm["subject"], alarm["reason"]) == ("lab", "TRUST_REFRESH_FAILED")
+        trust = status.last["trust"][0]
+        assert "sequence" in trust["trouble"]
+        assert (trust["sequence"], trust["roots"]) == (good["sequence"], good["roots"])
+        lab.reset()
+        clock.passes(6 * MINUTE)
+        room.rotated(profile)
+
+
+@needs_mount
+@pytest.mark.outage_matrix(REPOSITORY_FULL)
+def test_nothing_is_published_on_a_full_disk_until_there_is_room(
+    room: KeyRoom, lab: Lab, clock: Clock
+) -> None:
+    profile, chains = PROFILES[REPOSITORY_FULL], Path(lab.facts.cr_dir)
+    certificates = lab.counts()["certificates"]
+    with _renewal_survives(room, profile) as steady:
+        with small_disk(chains), filled(chains):
+            room.begun(profile)
+            coming = _is_seen(room, profile, "REPOSITORY_DISK_FULL")
+            assert coming["trouble"]["next_step"]
+            steady.still_signs()
+        clock.passes(10)
+        _until_active(room, profile, coming["id"])
+    assert lab.counts()["certificates"] == certificates + 1
+
+
+@needs_mount
+@pytest.mark.outage_matrix(STORE_FULL)
+def test_what_could_not_be_stored_is_done_again_when_there_is_room(
+    folder: Path, lab: Lab, clock: Clock
+) -> None:
+    """What the operator sees of it is in the log: a full disk stores no trouble."""
+    state = folder / "small"
+    with small_disk(state):
+        room = KeyRoom(
+            folder / "small-room", lab, profiles={"acme": {}}, state=state, kmsd=clock.program
+        )
+        with room.running():
+            room.enrolled()
+            certificates = lab.counts()["certificates"]
+            with _renewal_survives(room, "acme") as steady:
+                lab.set(cr="slow", fault_times=1, stall_seconds=0.7)
+                requests = len(lab.requests())
+                room.begun()
+                until("it is fetched back", lambda: _asked(lab, "/cr/", requests))
+                coming = room.profile()["coming"]
+                with filled(state):
+                    until("it is told", lambda: "reason=STORE_DISK_FULL" in room.log())
+                    steady.still_signs()
+                lab.reset()
+                _until_active(room, "acme", coming["id"])
+            assert lab.counts()["certificates"] == certificates + 1
+
+
+@pytest.fixture(scope="module")
+def aged(folder: Path) -> Iterator[tuple[KeyRoom, Clock]]:
+    """A room whose certificates are three days old."""
+    clock = Clock(folder / "aging")
+    clock.passes(-3 * DAY)
+    with running_lab(
+        folder / "aged-lab", spcs=["1234", "567A"], calm=True, clock=clock.world, retry_after=0
+    ) as lab:
+        room = KeyRoom(
+            folder / "aged", lab, profiles={"ahead": {}, "behind": {}}, kmsd=clock.program
+        )
+        with room.signer():
+            with room.keeper():
+                room.enrolled("ahead")
+                room.enrolled("behind")
+            clock.passes(3 * DAY)
+            with room.keeper():
+                until("all is well", lambda: room.status()["condition"] == "ok")
+                yield room, clock
+                clock.jumps(0)
+
+
+@pytest.mark.outage_matrix(CLOCK_AHEAD)
+def test_signing_goes_on_when_the_clock_jumps_ahead_and_back(
+    aged: tuple[KeyRoom, Clock],
+) -> None:
+    room, clock = aged
+    with _renewal_survives(room, "ahead") as steady:
+        clock.jumps(DAY)
+        steady.still_signs()
+        assert "86400 s ahead" in _checked(room)
+        failed = room.kmsctl("rotate", "ahead")
+        assert (failed.code, failed.last["reason"]) == (4, "SPC_TOKEN_REJECTED")
+        assert {"TRUST_LIST_EXPIRED", "TRUST_CRL_EXPIRED"} <= _alarms(room)
+        # What was put off by that clock does not wait until its time comes again.
+        room.lab.set(pa="error")
+        room.begun("ahead")
+        until("it waits", lambda: room.trouble("ahead").get("reason") == "STI_PA_UNAVAILABLE")
+        coming = room.profile("ahead")["coming"]
+        steady.still_signs()
+        room.lab.reset()
+        clock.jumps(0)
+        _until_active(room, "ahead", coming["id"])
+
+
+@pytest.mark.outage_matrix(CLOCK_BEHIND)
+def test_signing_goes_on_when_the_clock_jumps_back_and_ahead(
+    aged: tuple[KeyRoom, Clock],
+) -> None:
+    room, clock = aged
+    with _renewal_survives(room, "behind") as steady:
+        clock.jumps(-DAY)
+        steady.still_signs()
+        assert "86400 s behind" in _checked(room)
+        failed = room.kmsctl("rotate", "behind")
+        assert (failed.code, failed.last["reason"]) == (4, "CHAIN_NOT_ACCEPTED")
+        assert "is valid from" in failed.last["message"]
+        assert "TRUST_REFRESH_FAILED" in _alarms(room)  # of a CRL from the future
+        steady.still_signs()
+        clock.jumps(0)
+        room.rotated("behind")
+
+
+@pytest.mark.outage_matrix(NO_DATABASE)
+def test_signing_goes_on_without_the_database_and_the_renewal_when_it_is_back(
+    folder: Path, lab: Lab, clock: Clock
+) -> None:
+    password = folder / "password"
+    password.write_text(PASSWORD)
+    password.chmod(0o600)
+    with postgres() as server:
+        store = {"url": server.database(tcp=True), "password": str(password)}
+        room = KeyRoom(
+            folder / "shared", lab, profiles={"acme": {}}, store=store, kmsd=clock.program
+        )
+        with room.running():
+            room.enrolled()
+            certificates = lab.counts()["certificates"]
+            with _renewal_survives(room, "acme") as steady:
+                lab.set(ca="slow", fault_path="/new-order", fault_times=1, stall_seconds=0.7)
+                requests = len(lab.requests())
+                room.begun()
+                until("it is there", lambda: _asked(lab, "/new-order", requests))
+                coming = room.profile()["coming"]
+                server.stop()
+                try:
+                    until("it is told", lambda: "STORE_UNREACHABLE" in room.kmsctl("status").errors)
+                    steady.still_signs()
+                finally:
+                    server.start()
+                _until_active(room, "acme", coming["id"])
+            assert lab.counts()["certificates"] == certificates + 1
+
+
+def test_every_row_is_in_the_docs_and_every_row_of_the_docs_is_held_here(
+    request: pytest.FixtureRequest,
+) -> None:
+    here = [
+        row
+        for test in vars(request.module).values()
+        for mark in getattr(test, "pytestmark", ())
+        if mark.name == "outage_matrix"
+        for row in mark.args
+    ]
+    cells = [
+        line.strip("|").split("|") for line in TABLE.read_text().splitlines() if line[:1] == "|"
+    ]
+    table = {row[0].strip(): row for row in cells[2:]}
+    assert list(table) == here
+    for what, outage in PASSES.items():
+        assert f"`{outage.reason}`" in table[what][2]
+
+
+def _alarms(room: KeyRoom) -> set[str]:
+    return {one["reason"] for one in room.status()["alarms"]}
+
+
+def _asked(lab: Lab, path: str, since: int) -> bool:
+    """Whether something was asked for after so many requests."""
+    return any(path in request["path"] for request in lab.requests()[since:])
+
+
+def _checked(room: KeyRoom) -> str:
+    """What `kmsd check` says on the host."""
+    words = (*room.kmsd, "--config", str(room.config), "check")
+    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True)
+    assert done.returncode == 4
+    return done.stdout
+
+
 @contextmanager
 def _renewal_survives(room: KeyRoom, profile: str) -> Iterator[Steady]:
     """While an STI-AS signs for the profile, whatever is done inside, and all of it counts: with
@@ -199,10 +409,9 @@ def _renewal_survives(room: KeyRoom, profile: str) -> Iterator[Steady]:
         new = room.profile(profile)["active"]
         assert new["id"] != old["id"]
         steady.signs_with(new["x5u"])
-    used = [token.x5u for token in steady.signed]
-    change = used.index(new["x5u"])
-    assert set(used[:change]) == {old["x5u"]}
-    assert set(used[change:]) == {new["x5u"]}
+    used = [x5u for x5u, _ in groupby(token.x5u for token in steady.signed)]
+    assert (used[0], used[-1]) == (old["x5u"], new["x5u"])
+    assert len(used) == len(set(used))
     assert room.state_of(old["id"]) == "retired"
     assert listed < {one["id"] for one in room.credentials("--all")}
     until("all is well", lambda: room.status()["condition"] == "ok")
@@ -225,10 +434,13 @@ def _until_active(room: KeyRoom, profile: str, credential: str = "") -> None:
     """Waits until the profile signs with that credential, or with any."""
 
     def is_active() -> bool:
-        active = room.profile(profile)["active"]
+        ran = room.kmsctl("profiles")
+        if ran.code:  # the store is not back yet
+            return False
+        active = next(one for one in ran.last["profiles"] if one["name"] == profile)["active"]
         return bool(active and credential in ("", active["id"]))
 
-    until(f"{profile} is active", is_active)
+    until(f"{profile} signs with what was coming", is_active)
 
 
 def _no_key_is_orphaned(room: KeyRoom) -> None:
@@ -238,4 +450,5 @@ def _no_key_is_orphaned(room: KeyRoom) -> None:
         known = {one.key_id for one in store.credentials() if birth_of(one.state)}
         known |= {one.key_id for one in store.accounts() if one.birth}
     found = room.inventory()
-    assert (found.ours, found.foreign) == (known, 0)
+    assert found.ours == known
+    assert found.foreign == 0
