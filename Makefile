@@ -13,11 +13,12 @@ BIN    := $(VENV)/bin
 PIP    := PIP_CONSTRAINT=constraints.txt $(BIN)/pip install -qq --disable-pip-version-check
 # The pure row (see the import contract): every line and branch of it is tested.
 PURE   := kmsd/canonical.py,kmsd/certs.py,kmsd/counters.py,kmsd/crl.py,kmsd/enrollment.py,$\
-          kmsd/errors.py,kmsd/failures.py,kmsd/gate.py,kmsd/identity.py,kmsd/ijson.py,$\
-          kmsd/issuers.py,kmsd/jose.py,kmsd/leaf.py,kmsd/maintenance.py,kmsd/model.py,$\
-          kmsd/passport.py,kmsd/path.py,kmsd/preconditions.py,kmsd/rcd.py,kmsd/renewal.py,kmsd/retryafter.py,kmsd/rotation.py,$\
-          kmsd/settings/*,kmsd/spctoken.py,kmsd/standing.py,kmsd/tnauthlist.py,kmsd/trust.py,$\
-          kmsd/verification.py
+          kmsd/errors.py,kmsd/explain.py,kmsd/failures.py,kmsd/forecast.py,kmsd/gate.py,$\
+          kmsd/identity.py,kmsd/ijson.py,kmsd/issuers.py,kmsd/jose.py,kmsd/leaf.py,$\
+          kmsd/maintenance.py,kmsd/model.py,kmsd/passport.py,kmsd/path.py,$\
+          kmsd/preconditions.py,kmsd/rcd.py,kmsd/renewal.py,kmsd/retryafter.py,$\
+          kmsd/rotation.py,kmsd/settings/*,kmsd/spctoken.py,kmsd/standing.py,$\
+          kmsd/tnauthlist.py,kmsd/trust.py,kmsd/verification.py
 MODULE ?= /usr/lib/softhsm/libsofthsm2.so
 
 .PHONY: help demo test bench lint protos setup setup-dev setup-test setup-bench clean

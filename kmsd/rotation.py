@@ -151,6 +151,14 @@ def condemned_for(credential: Credential, hints: Hints) -> str:
     return hints.condemned.get(credential.id, "")
 
 
+def holding_time(policy: Policy, freshness: int = 0) -> int:
+    """Seconds from a credential's retirement to the destruction of its key.
+
+    freshness: seconds for which a PASSporT is fresh; no key goes before its last one is stale.
+    """
+    return max(int(policy.hold_key_days * DAY), freshness)
+
+
 def spread(seed: str, width: int) -> int:
     """From 0 to `width`, evenly over seeds and always the same for one: a restart throws no dice.
 
