@@ -27,6 +27,7 @@ from kmsd.model import (
     Rehearsed,
 )
 from kmsd.movers import Movers, News
+from kmsd.outlook import Outlook
 from kmsd.presence import seen
 from kmsd.revoking import Revoking
 from kmsd.rollback import Rollback
@@ -37,6 +38,8 @@ from kmsd.switch import Switch
 from kmsd.views import (
     credential_message,
     done,
+    explanation_message,
+    planned_message,
     profile_message,
     signer_message,
 )
@@ -64,6 +67,7 @@ class Admin(admin_pb2_grpc.AdminServicer):
         anchors: Anchors,
         revoking: Revoking,
         rollback: Rollback,
+        outlook: Outlook,
         switch: Switch,
         standby: Standby,
         clock: Callable[[], int],
@@ -76,6 +80,7 @@ class Admin(admin_pb2_grpc.AdminServicer):
         self._anchors = anchors
         self._revoking = revoking
         self._rollback = rollback
+        self._outlook = outlook
         self._switch = switch
         self._standby = standby
         self._clock = clock
@@ -115,6 +120,21 @@ class Admin(admin_pb2_grpc.AdminServicer):
             return credential_message(await self._find(request.credential), full=True)
         except KmsdError as error:
             await abort(context, error)
+
+    async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.Explanations:
+        try:
+            profile, found = await self._outlook.explain(request.about)
+        except KmsdError as error:
+            await abort(context, error)
+        return pb.Explanations(profile=profile, explanations=map(explanation_message, found))
+
+    async def Plan(self, request: pb.PlanRequest, context: Context) -> pb.Calendar:
+        try:
+            now, planned, whole = await self._outlook.plan(request.days, request.profile)
+        except KmsdError as error:
+            await abort(context, error)
+        entries = map(planned_message, planned)
+        return pb.Calendar(now=now, days=request.days, entries=entries, cut=not whole)
 
     async def Enroll(
         self, request: pb.EnrollRequest, context: Context

@@ -27,6 +27,7 @@ from kmsd.issuance import Issuance
 from kmsd.keeper import Keeper
 from kmsd.listen import Listener
 from kmsd.movers import Movers
+from kmsd.outlook import Outlook
 from kmsd.repository import Repository
 from kmsd.revoking import Revoking
 from kmsd.rollback import Rollback
@@ -84,6 +85,7 @@ async def run(configuration: Configuration) -> int:
             anchors,
             revoking,
             rollback,
+            Outlook(configuration, store, clock),
             switch,
             standby,
             clock,

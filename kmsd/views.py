@@ -10,6 +10,8 @@ from kmsapi.v1 import admin_pb2 as pb
 
 from kmsd import settings
 from kmsd.enrollment import ON_THE_WAY, birth_of, certificate_of, x5u_of
+from kmsd.explain import Explanation
+from kmsd.forecast import Planned
 from kmsd.model import (
     Active,
     Authorized,
@@ -170,6 +172,29 @@ def profile_message(
         message.next_step = "enroll"
         message.waits_for = f"a person: kmsctl enroll {name}"
     return message
+
+
+def explanation_message(explained: Explanation) -> pb.Explanation:
+    return pb.Explanation(
+        credential=explained.credential,
+        state=explained.state,
+        why=explained.why,
+        needs=explained.needs,
+        who=explained.who.value,
+        command=explained.command,
+        since=explained.since,
+        next_at=explained.next_at,
+    )
+
+
+def planned_message(planned: Planned) -> pb.Planned:
+    return pb.Planned(
+        at=planned.at,
+        profile=planned.profile,
+        credential=planned.credential,
+        what=planned.what.value,
+        why=planned.why,
+    )
 
 
 def signer_message(seen: Seen) -> pb.SignerStatus:

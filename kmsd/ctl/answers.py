@@ -18,7 +18,11 @@ from kmsd.ctl.output import (
     Condition,
     Credential,
     CredentialDocument,
+    Explanation,
+    ExplanationDocument,
     Hsm,
+    PlanDocument,
+    Planned,
     Profile,
     ProgressDocument,
     Revocation,
@@ -119,6 +123,43 @@ def progress(answer: pb.Progress) -> ProgressDocument:
         reason=answer.reason,
         done=answer.done,
         credential=credential(answer.credential),
+    )
+
+
+def explanations(answer: pb.Explanations) -> ExplanationDocument:
+    return ExplanationDocument(
+        profile=answer.profile,
+        explanations=tuple(
+            Explanation(
+                credential=one.credential,
+                state=one.state,
+                why=one.why,
+                needs=one.needs,
+                who=one.who,
+                command=one.command,
+                since=moment(one.since),
+                next_at=moment(one.next_at),
+            )
+            for one in answer.explanations
+        ),
+    )
+
+
+def plan(answer: pb.Calendar) -> PlanDocument:
+    return PlanDocument(
+        now=datetime.fromtimestamp(answer.now, UTC),
+        days=answer.days,
+        entries=tuple(
+            Planned(
+                at=datetime.fromtimestamp(one.at, UTC),
+                profile=one.profile,
+                credential=one.credential,
+                what=one.what,
+                why=one.why,
+            )
+            for one in answer.entries
+        ),
+        cut=answer.cut,
     )
 
 

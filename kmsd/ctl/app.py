@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import kmsd
-from kmsd.ctl import changing, looking, output, signing, verify
+from kmsd.ctl import changing, foresight, looking, output, signing, verify
 from kmsd.ctl.failure import MEANINGS, ExitCode, UsageError
 from kmsd.ctl.invocation import DEFAULT_CONFIG, UNARY_TIMEOUT, Invocation, Output
 
@@ -127,6 +127,8 @@ _COMMANDS: tuple[tuple[Callable[..., Any], str], ...] = (
     (looking.profiles, "What each profile signs with, and what is next."),
     (looking.credentials, "Keys with their chains and x5u, newest first."),
     (looking.credential, "One credential, its chain, its key's origin."),
+    (foresight.explain, "Why it is in its state, and who can help."),
+    (foresight.plan, "The calendar of what will happen."),
     (changing.enroll, "Get a profile's first credential."),
     (changing.rotate, "Get a new one and switch every signer to it."),
     (changing.rollback, "Go back to the credential before."),

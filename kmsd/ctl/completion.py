@@ -38,6 +38,11 @@ def credentials(context: typer.Context, incomplete: str) -> list[tuple[str, str]
     return _offered(context, incomplete, ask)
 
 
+def profiles_and_credentials(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Names and ids that begin as typed."""
+    return profiles(context, incomplete) + credentials(context, incomplete)
+
+
 def _offered(
     context: typer.Context,
     incomplete: str,

@@ -1,8 +1,14 @@
-"""The screens of `credential` and `verify`: one thing, and why to believe it."""
+"""The screens of `credential`, `explain` and `verify`: one thing, and why to believe it."""
 
 from rich.console import Group, RenderableType
 
-from kmsd.ctl.output import Birth, Credential, CredentialDocument, VerificationDocument
+from kmsd.ctl.output import (
+    Birth,
+    Credential,
+    CredentialDocument,
+    ExplanationDocument,
+    VerificationDocument,
+)
 from kmsd.ctl.page import Page, facts, iso, iso_seconds
 from kmsd.ctl.tables import trouble
 
@@ -26,6 +32,40 @@ def credential(document: CredentialDocument, page: Page) -> RenderableType:
     if document.birth:
         parts += ["", facts(_proof(document, document.birth, page))]
     return Group(*parts)
+
+
+def explanations(document: ExplanationDocument, page: Page) -> RenderableType:
+    """Why, what next, who, and what to type: a block for each credential."""
+    parts: list[RenderableType] = []
+    for one in document.explanations:
+        since = f", since {page.when(one.since)}" if one.since else ""
+        named = f"{page.short(one.credential)} of {document.profile}"
+        rows = [
+            ("credential", named if one.credential else f"none of {document.profile}", "bold"),
+            ("state", f"{one.state}{since}", ""),
+            ("why", one.why, ""),
+            ("needs", one.needs, ""),
+            ("who", WHO.get(one.who, one.who), ""),
+        ]
+        if one.next_at:
+            rows.append(("when", page.when(one.next_at), ""))
+        if one.command:
+            rows.append(("next", one.command, "bold"))
+        parts += ["", facts(rows)] if parts else [facts(rows)]
+    return Group(*parts)
+
+
+WHO = {
+    "kmsd": "kmsd, by itself",
+    "operator": "you",
+    "hsm": "the HSM",
+    "sti-pa": "the STI-PA",
+    "sti-ca": "the STI-CA",
+    "sti-cr": "the STI-CR, where chains are public",
+    "signers": "the signers",
+    "nobody": "nobody: nothing more comes",
+}
+"""Who can see to it, in words."""
 
 
 def verification(document: VerificationDocument) -> RenderableType:

@@ -231,6 +231,49 @@ class ProgressDocument(Document, frozen=True, kw_only=True):
     credential: Credential
 
 
+class Explanation(Part, frozen=True, kw_only=True):
+    """One credential's situation. credential: "" when the profile has none, state is then "none".
+    who: kmsd, operator, hsm, sti-pa, sti-ca, sti-cr, signers or nobody. command: what to type."""
+
+    credential: str
+    state: str
+    why: str
+    needs: str
+    who: str
+    command: str
+    since: datetime | None
+    next_at: datetime | None
+
+
+class ExplanationDocument(Document, frozen=True, kw_only=True):
+    """Of a credential, or of those of a profile that count."""
+
+    kind: Literal["explanation"] = "explanation"
+    profile: str
+    explanations: tuple[Explanation, ...]
+
+
+class Planned(Part, frozen=True, kw_only=True):
+    """credential: "" for one that does not exist yet. what: enroll (a person is waited for),
+    renew, retire, destroy_key or expire."""
+
+    at: datetime
+    profile: str
+    credential: str
+    what: str
+    why: str
+
+
+class PlanDocument(Document, frozen=True, kw_only=True):
+    """The calendar. cut: there are more entries than are given."""
+
+    kind: Literal["plan"] = "plan"
+    now: datetime
+    days: int
+    entries: tuple[Planned, ...]
+    cut: bool
+
+
 class IdentityDocument(Document, frozen=True, kw_only=True):
     """identity: the value of the SIP Identity header field (RFC 8224 section 4)."""
 
@@ -272,6 +315,8 @@ PRINTED_BY: dict[str, type[Document] | tuple[type[Document], ...]] = {
     "profiles": ProfilesDocument,
     "credentials": CredentialsDocument,
     "credential": CredentialDocument,
+    "explain": ExplanationDocument,
+    "plan": PlanDocument,
     "enroll": ProgressDocument,
     "rotate": ProgressDocument,
     "rollback": ProgressDocument,

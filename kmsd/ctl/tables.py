@@ -14,6 +14,7 @@ from kmsd.ctl.output import (
     Condition,
     Credential,
     Hsm,
+    PlanDocument,
     Profile,
     Signer,
     StatusDocument,
@@ -31,6 +32,7 @@ _CONDITIONS = {
     Condition.DEGRADED: ("degraded", "bold yellow"),
     Condition.NEEDS_PERSON: ("needs a person", "bold red"),
 }
+_WHATS = {"enroll": "red", "renew": "green", "retire": "dim"}
 _STATES = {"active": "green", "failed": "red", "doomed": "yellow", "destroyed": "dim"}
 
 
@@ -95,6 +97,25 @@ def credentials(listed: Iterable[Credential], page: Page) -> RenderableType:
             cells += [text(begun), text(credential.key_id), text(credential.x5u or "-")]
         rows.add_row(*cells, text(_note(credential, page)))
     return rows
+
+
+def plan(document: PlanDocument, page: Page) -> RenderableType:
+    """The calendar, a line an entry."""
+    if not document.entries:
+        return text(f"Nothing will happen in the next {count(document.days, 'day')}.")
+    rows = table("when", "profile", "what", "credential", "why", keep=(0, 2, 3))
+    for one in document.entries:
+        rows.add_row(
+            text(page.stacked(one.at)),
+            text(one.profile),
+            text(one.what.replace("_", " "), _WHATS.get(one.what, "")),
+            text(page.short(one.credential) or "to come"),
+            text(one.why),
+        )
+    if not document.cut:
+        return rows
+    more = "There is more in that time: ask for fewer days, or for one --profile."
+    return Group(rows, text(more, "dim"))
 
 
 def trouble(about: Trouble, page: Page) -> RenderableType:

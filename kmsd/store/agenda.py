@@ -142,6 +142,11 @@ class Agenda:
             found = _advice(connection, Suggestion, (credential,))
         return found[0] if found else None
 
+    def suggestions(self, credentials: Collection[str] = ()) -> tuple[Suggestion, ...]:
+        """The same, of these credentials where any are given, else of all."""
+        with self._database.reading() as connection:
+            return _advice(connection, Suggestion, credentials or None)
+
     def distrusted(self, *credentials: str) -> tuple[Distrusted, ...]:
         """Those that are; of these credentials where any are given, else of all."""
         with self._database.reading() as connection:

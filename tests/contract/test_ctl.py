@@ -32,7 +32,9 @@ from tests.unit.test_ctl_screens import (
     ACTIVE,
     ALPHA,
     BORN,
+    CALENDAR,
     COMING,
+    EXPLAINED,
     FAILED,
     PROFILES,
     RETIRED,
@@ -78,6 +80,14 @@ class Keeper(AdminServicer):
     def GetCredential(self, request: Any, context: Any) -> pb.Credential:
         self._met(request, context)
         return BORN
+
+    def Explain(self, request: Any, context: Any) -> pb.Explanations:
+        self._met(request, context)
+        return EXPLAINED
+
+    def Plan(self, request: Any, context: Any) -> pb.Calendar:
+        self._met(request, context)
+        return CALENDAR
 
     def Enroll(self, request: Any, context: Any) -> Iterator[pb.Progress]:
         self._met(request, context)
@@ -183,6 +193,8 @@ def test_an_alarm_with_a_next_step_ends_status_with_4(keeper: Keeper, kmsctl: Ru
         (["revoke", "1a2b", "--reason", "superseded", "--yes"], "revoke"),
         (["destroy", "1a2b", "--yes"], "destroy"),
         (["restore", "1a2b"], "restore"),
+        (["explain", "alpha"], "explain"),
+        (["plan", "--days", "400", "--profile", "alpha"], "plan"),
     ],
 )
 def test_json_is_one_document_of_the_documented_shape(
@@ -583,6 +595,8 @@ def test_a_reader_that_has_seen_enough_is_no_error(keeper: Keeper) -> None:
         ("credential ", ["9f8e7d6c5b4a3928", "1a2b3c4d5e6f7a8b"]),
         ("credential 9f", ["9f8e7d6c5b4a3928"]),
         ("enroll b", ["beta-telecom-west"]),
+        ("explain a", ["alpha"]),
+        ("explain 9", ["9f8e7d6c5b4a3928"]),
         ("credentials --profile a", ["alpha"]),
     ],
 )
@@ -624,6 +638,7 @@ def test_the_schema_of_every_document_can_be_had(kmsctl: Run) -> None:
     }
     assert kinds == {
         *("status", "profiles", "credentials", "credential", "progress"),
+        *("explanation", "plan"),
         *("identity", "verification", "error"),
     }
 

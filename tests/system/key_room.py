@@ -335,7 +335,7 @@ class Following:
         while True:
             step = self.step()
             told = step["reason"] if member == "reason" else step["credential"]["state"]
-            if told == value or (not value and told):
+            if told == value if value else told:
                 return step
             assert not step.get("done"), step
 

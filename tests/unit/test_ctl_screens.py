@@ -201,6 +201,66 @@ BORN = pb.Credential()
 BORN.CopyFrom(ACTIVE)
 BORN.birth.CopyFrom(BIRTH)
 
+EXPLAINED = pb.Explanations(
+    profile="beta-telecom-west",
+    explanations=[
+        pb.Explanation(
+            credential=ALPHA,
+            state="active",
+            why="Its profile signs with it, under epoch 12.",
+            needs=f"Its successor {BETA} is on its way (authorized).",
+            who="sti-ca",
+            command=f"kmsctl explain {BETA}",
+            since=NOW - 10 * DAY,
+            next_at=NOW + 90,
+        ),
+        pb.Explanation(
+            credential=BETA,
+            state="authorized",
+            why="ca-two accepted the SPC token. The STI-CA ca-two answered 503. Tried 3 times.",
+            needs="ca-two takes the CSR.\x1b[31m",
+            who="sti-ca",
+            since=NOW - 2 * HOUR,
+        ),
+    ],
+)
+NEVER = pb.Explanations(
+    profile="gamma",
+    explanations=[
+        pb.Explanation(
+            state="none",
+            why="The profile has no credential: it was never enrolled.",
+            needs="A person asks for its first one.",
+            who="operator",
+            command="kmsctl enroll gamma",
+        )
+    ],
+)
+CALENDAR = pb.Calendar(
+    now=NOW,
+    days=400,
+    entries=[
+        pb.Planned(at=NOW, profile="gamma", what="enroll", why="NOT_ENROLLED"),
+        pb.Planned(
+            at=NOW + 5 * HOUR,
+            profile="alpha",
+            credential="77777777aaaaaaaa",
+            what="destroy_key",
+            why="HOLDING_TIME",
+        ),
+        pb.Planned(
+            at=NOW + 9 * DAY, profile="alpha", credential=ALPHA, what="renew", why="FRACTION"
+        ),
+        pb.Planned(
+            at=NOW + 9 * DAY, profile="alpha", credential=ALPHA, what="retire", why="SUPERSEDED"
+        ),
+        pb.Planned(
+            at=NOW + 20 * DAY, profile="alpha", credential=ALPHA, what="expire", why="NOT_AFTER"
+        ),
+        pb.Planned(at=NOW + 29 * DAY, profile="alpha", what="renew", why="FRACTION"),
+    ],
+    cut=True,
+)
 SCREENS: dict[str, Callable[[Page], RenderableType]] = {
     "status-well": _status(WELL),
     "status-in-trouble": _status(in_trouble()),
@@ -215,6 +275,10 @@ SCREENS: dict[str, Callable[[Page], RenderableType]] = {
     "credential-failed": lambda on: details.credential(answers.detailed(FAILED), on),
     "credential-retired": lambda on: details.credential(answers.detailed(RETIRED), on),
     "credential-in-trouble": lambda on: details.credential(answers.detailed(COMING), on),
+    "explanations": lambda on: details.explanations(answers.explanations(EXPLAINED), on),
+    "explanation-none": lambda on: details.explanations(answers.explanations(NEVER), on),
+    "plan": lambda on: tables.plan(answers.plan(CALENDAR), on),
+    "plan-of-nothing": lambda on: tables.plan(answers.plan(pb.Calendar(now=NOW, days=1)), on),
     "verification-fails": lambda on: details.verification(
         VerificationDocument(
             verified=False,

@@ -665,6 +665,210 @@ class BirthRecord(_message.Message):
 Global___BirthRecord: _TypeAlias = BirthRecord  # noqa: Y015
 
 @_typing.final
+class ExplainRequest(_message.Message):
+    """What to explain."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ABOUT_FIELD_NUMBER: _builtins.int
+    about: _builtins.str
+    """Name of a profile in the configuration, or else a credential's id, 16 lower-case hex digits, or
+    a unique beginning of it.
+    """
+    def __init__(
+        self,
+        *,
+        about: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["about", b"about"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainRequest: _TypeAlias = ExplainRequest  # noqa: Y015
+
+@_typing.final
+class Explanations(_message.Message):
+    """What was asked about."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROFILE_FIELD_NUMBER: _builtins.int
+    EXPLANATIONS_FIELD_NUMBER: _builtins.int
+    profile: _builtins.str
+    """Name of the profile, as in the configuration."""
+    @_builtins.property
+    def explanations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Explanation]:
+        """Of the credential; or of those that the profile signs with and that are on their way to be
+        active; or of its newest one.
+        """
+
+    def __init__(
+        self,
+        *,
+        profile: _builtins.str = ...,
+        explanations: _abc.Iterable[Global___Explanation] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["explanations", b"explanations", "profile", b"profile"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Explanations: _TypeAlias = Explanations  # noqa: Y015
+
+@_typing.final
+class Explanation(_message.Message):
+    """One credential's situation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CREDENTIAL_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    NEEDS_FIELD_NUMBER: _builtins.int
+    WHO_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    NEXT_AT_FIELD_NUMBER: _builtins.int
+    credential: _builtins.str
+    """Id of the credential, 16 lower-case hex digits; empty: the profile has none."""
+    state: _builtins.str
+    """kmsd's state of it, as in Credential.state; "none" without a credential."""
+    why: _builtins.str
+    """Why it is in that state, for people."""
+    needs: _builtins.str
+    """What must be true next, for people."""
+    who: _builtins.str
+    """Who can see to it, for programs: kmsd, operator, hsm, sti-pa, sti-ca, sti-cr, signers, nobody."""
+    command: _builtins.str
+    """What a person can type now (kmsctl); empty: nothing would help."""
+    since: _builtins.int
+    """When that state began, seconds since 1970-01-01 UTC; 0: not known."""
+    next_at: _builtins.int
+    """When something is done next, seconds since 1970-01-01 UTC; 0: not known, or nothing."""
+    def __init__(
+        self,
+        *,
+        credential: _builtins.str = ...,
+        state: _builtins.str = ...,
+        why: _builtins.str = ...,
+        needs: _builtins.str = ...,
+        who: _builtins.str = ...,
+        command: _builtins.str = ...,
+        since: _builtins.int = ...,
+        next_at: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "credential", b"credential", "needs", b"needs", "next_at", b"next_at", "since", b"since", "state", b"state", "who", b"who", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Explanation: _TypeAlias = Explanation  # noqa: Y015
+
+@_typing.final
+class PlanRequest(_message.Message):
+    """Which calendar."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DAYS_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
+    days: _builtins.int
+    """How many days from now on, 1 to 3660."""
+    profile: _builtins.str
+    """Only that of the profile of this name in the configuration; empty: of all."""
+    def __init__(
+        self,
+        *,
+        days: _builtins.int = ...,
+        profile: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["days", b"days", "profile", b"profile"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanRequest: _TypeAlias = PlanRequest  # noqa: Y015
+
+@_typing.final
+class Calendar(_message.Message):
+    """What will happen."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NOW_FIELD_NUMBER: _builtins.int
+    DAYS_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    CUT_FIELD_NUMBER: _builtins.int
+    now: _builtins.int
+    """The keeper's clock, from which on it looks ahead, seconds since 1970-01-01 UTC."""
+    days: _builtins.int
+    """How many days it looks ahead."""
+    cut: _builtins.bool
+    """There are more in that time than can be given."""
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Planned]:
+        """The first things first."""
+
+    def __init__(
+        self,
+        *,
+        now: _builtins.int = ...,
+        days: _builtins.int = ...,
+        entries: _abc.Iterable[Global___Planned] | None = ...,
+        cut: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cut", b"cut", "days", b"days", "entries", b"entries", "now", b"now"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Calendar: _TypeAlias = Calendar  # noqa: Y015
+
+@_typing.final
+class Planned(_message.Message):
+    """One thing that will happen."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AT_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
+    CREDENTIAL_FIELD_NUMBER: _builtins.int
+    WHAT_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    at: _builtins.int
+    """When, seconds since 1970-01-01 UTC."""
+    profile: _builtins.str
+    """Name of the profile in the configuration."""
+    credential: _builtins.str
+    """Id of the credential, 16 lower-case hex digits; empty: it does not exist yet."""
+    what: _builtins.str
+    """What: enroll (a person is waited for), renew, retire, destroy_key or expire."""
+    why: _builtins.str
+    """Why then, for programs: UPPER_SNAKE_CASE, stable."""
+    def __init__(
+        self,
+        *,
+        at: _builtins.int = ...,
+        profile: _builtins.str = ...,
+        credential: _builtins.str = ...,
+        what: _builtins.str = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "credential", b"credential", "profile", b"profile", "what", b"what", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Planned: _TypeAlias = Planned  # noqa: Y015
+
+@_typing.final
 class EnrollRequest(_message.Message):
     """Which profile gets its first credential."""
 

@@ -55,6 +55,16 @@ class AdminStub:
                 request_serializer=kmsapi_dot_v1_dot_admin__pb2.GetCredentialRequest.SerializeToString,
                 response_deserializer=kmsapi_dot_v1_dot_admin__pb2.Credential.FromString,
                 _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/kmsapi.v1.Admin/Explain',
+                request_serializer=kmsapi_dot_v1_dot_admin__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=kmsapi_dot_v1_dot_admin__pb2.Explanations.FromString,
+                _registered_method=True)
+        self.Plan = channel.unary_unary(
+                '/kmsapi.v1.Admin/Plan',
+                request_serializer=kmsapi_dot_v1_dot_admin__pb2.PlanRequest.SerializeToString,
+                response_deserializer=kmsapi_dot_v1_dot_admin__pb2.Calendar.FromString,
+                _registered_method=True)
         self.Enroll = channel.unary_stream(
                 '/kmsapi.v1.Admin/Enroll',
                 request_serializer=kmsapi_dot_v1_dot_admin__pb2.EnrollRequest.SerializeToString,
@@ -119,6 +129,20 @@ class AdminServicer:
 
     def GetCredential(self, request, context):
         """One credential with its chain and its birth record.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Explain(self, request, context):
+        """Why credentials are in their states, what must be true next, and who can see to it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Plan(self, request, context):
+        """The calendar of what will happen to the credentials, if all goes well.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -200,6 +224,16 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.GetCredential,
                     request_deserializer=kmsapi_dot_v1_dot_admin__pb2.GetCredentialRequest.FromString,
                     response_serializer=kmsapi_dot_v1_dot_admin__pb2.Credential.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=kmsapi_dot_v1_dot_admin__pb2.ExplainRequest.FromString,
+                    response_serializer=kmsapi_dot_v1_dot_admin__pb2.Explanations.SerializeToString,
+            ),
+            'Plan': grpc.unary_unary_rpc_method_handler(
+                    servicer.Plan,
+                    request_deserializer=kmsapi_dot_v1_dot_admin__pb2.PlanRequest.FromString,
+                    response_serializer=kmsapi_dot_v1_dot_admin__pb2.Calendar.SerializeToString,
             ),
             'Enroll': grpc.unary_stream_rpc_method_handler(
                     servicer.Enroll,
@@ -346,6 +380,60 @@ class Admin:
             '/kmsapi.v1.Admin/GetCredential',
             kmsapi_dot_v1_dot_admin__pb2.GetCredentialRequest.SerializeToString,
             kmsapi_dot_v1_dot_admin__pb2.Credential.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kmsapi.v1.Admin/Explain',
+            kmsapi_dot_v1_dot_admin__pb2.ExplainRequest.SerializeToString,
+            kmsapi_dot_v1_dot_admin__pb2.Explanations.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Plan(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kmsapi.v1.Admin/Plan',
+            kmsapi_dot_v1_dot_admin__pb2.PlanRequest.SerializeToString,
+            kmsapi_dot_v1_dot_admin__pb2.Calendar.FromString,
             options,
             channel_credentials,
             insecure,

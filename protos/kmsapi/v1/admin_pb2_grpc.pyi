@@ -41,6 +41,10 @@ class AdminStub:
     """Credentials, newest first."""
     GetCredential: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetCredentialRequest, _admin_pb2.Credential]
     """One credential with its chain and its birth record."""
+    Explain: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ExplainRequest, _admin_pb2.Explanations]
+    """Why credentials are in their states, what must be true next, and who can see to it."""
+    Plan: _grpc.UnaryUnaryMultiCallable[_admin_pb2.PlanRequest, _admin_pb2.Calendar]
+    """The calendar of what will happen to the credentials, if all goes well."""
     Enroll: _grpc.UnaryStreamMultiCallable[_admin_pb2.EnrollRequest, _admin_pb2.Progress]
     """Enrolls the first credential of a profile and tells each step until it is active or failed.
     Refused when the profile has an active credential: that is Rotate.
@@ -78,6 +82,10 @@ class AdminAsyncStub(AdminStub):
     """Credentials, newest first."""
     GetCredential: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetCredentialRequest, _admin_pb2.Credential]  # type: ignore[assignment]
     """One credential with its chain and its birth record."""
+    Explain: _aio.UnaryUnaryMultiCallable[_admin_pb2.ExplainRequest, _admin_pb2.Explanations]  # type: ignore[assignment]
+    """Why credentials are in their states, what must be true next, and who can see to it."""
+    Plan: _aio.UnaryUnaryMultiCallable[_admin_pb2.PlanRequest, _admin_pb2.Calendar]  # type: ignore[assignment]
+    """The calendar of what will happen to the credentials, if all goes well."""
     Enroll: _aio.UnaryStreamMultiCallable[_admin_pb2.EnrollRequest, _admin_pb2.Progress]  # type: ignore[assignment]
     """Enrolls the first credential of a profile and tells each step until it is active or failed.
     Refused when the profile has an active credential: that is Rotate.
@@ -136,6 +144,22 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.Credential, _abc.Awaitable[_admin_pb2.Credential]]:
         """One credential with its chain and its birth record."""
+
+    @_abc_1.abstractmethod
+    def Explain(
+        self,
+        request: _admin_pb2.ExplainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.Explanations, _abc.Awaitable[_admin_pb2.Explanations]]:
+        """Why credentials are in their states, what must be true next, and who can see to it."""
+
+    @_abc_1.abstractmethod
+    def Plan(
+        self,
+        request: _admin_pb2.PlanRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.Calendar, _abc.Awaitable[_admin_pb2.Calendar]]:
+        """The calendar of what will happen to the credentials, if all goes well."""
 
     @_abc_1.abstractmethod
     def Enroll(
