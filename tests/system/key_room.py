@@ -295,7 +295,7 @@ class KeyRoom:
             },
             "profiles": {
                 name: {
-                    "spc": spcs[name],
+                    "spc": spcs.get(name, facts.spcs[0]),
                     "authority": next(iter(self.authorities)),
                     "issuers": [next(iter(self.issuers))],
                     "subject": {"country": "US", "organization": f"{name.title()} Telecom"},
