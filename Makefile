@@ -16,7 +16,7 @@ PURE   := kmsd/canonical.py,kmsd/certs.py,kmsd/counters.py,kmsd/crl.py,kmsd/enro
           kmsd/errors.py,kmsd/explain.py,kmsd/failures.py,kmsd/forecast.py,kmsd/gate.py,$\
           kmsd/identity.py,kmsd/ijson.py,kmsd/issuers.py,kmsd/jose.py,kmsd/leaf.py,$\
           kmsd/maintenance.py,kmsd/model.py,kmsd/passport.py,kmsd/path.py,$\
-          kmsd/preconditions.py,kmsd/rcd.py,kmsd/renewal.py,kmsd/retryafter.py,$\
+          kmsd/preconditions.py,kmsd/rcd.py,kmsd/renewal.py,kmsd/retryafter.py,kmsd/ring.py,$\
           kmsd/rotation.py,kmsd/settings/*,kmsd/spctoken.py,kmsd/standing.py,$\
           kmsd/tnauthlist.py,kmsd/trust.py,kmsd/verification.py
 MODULE ?= /usr/lib/softhsm/libsofthsm2.so

@@ -21,7 +21,7 @@ from threading import Lock, Thread
 
 from kmsd.errors import Exhausted, KmsdError, Late, Unavailable
 from kmsd.hsm import Handle, Hsm, Session
-from kmsd.keyring import Entry
+from kmsd.ring import Entry
 
 Handles = tuple[Handle, ...]
 """One key as each lane knows it, in the order of the lanes."""

@@ -3,23 +3,45 @@
 Changed only between two steps of the event loop, so a frame that took its key signs under one
 epoch to the end. An entry whose key the HSM does not have (or has differently) does not replace
 one that works; it is reported as trouble and looked for again.
+
+What is announced is passed on to watchers and no more: it is signed with when it is an entry.
 """
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
+import enum
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from kmsd import passport
 from kmsd.errors import KmsdError, NotFound
-from kmsd.keyring import Delta, Entry, Snapshot
 from kmsd.lanes import Handles, Lanes
+from kmsd.model import Value
+from kmsd.ring import Coming, Delta, Entry, Snapshot
 
 WATCHER_BACKLOG = 10_000
 LOOKED_FOR_AT_ONCE = 16
 """Missing keys that one `look_again` searches for: each search may cost the lanes 30 ms."""
 
-Change = tuple[int, Entry | None, str]
-LOST: Change = (-1, None, "")
+
+class End(enum.Enum):
+    """WITHDRAWN: the profile signs no more. CALLED_OFF: what was announced will not come."""
+
+    WITHDRAWN = enum.auto()
+    CALLED_OFF = enum.auto()
+
+
+class Change(Value, frozen=True):
+    """One thing that became different for a profile: it signs with an entry now, which ends the
+    announcement of the same credential; it will sign with another; or an end."""
+
+    epoch: int
+    profile: str
+    news: Entry | Coming | End
+
+
+LOST: Final = None
+"""In place of a change: there were more than the watcher read."""
 
 
 class Key:
@@ -59,7 +81,8 @@ class Live:
         self._lanes = lanes
         self._keys: dict[str, Key] = {}
         self._missing: dict[str, Entry] = {}
-        self._watchers: set[asyncio.Queue[Change]] = set()
+        self._announced: dict[str, Coming] = {}
+        self._watchers: set[asyncio.Queue[Change | None]] = set()
         self.epoch = 0
         self.trouble: dict[str, KmsdError] = {}
 
@@ -82,28 +105,45 @@ class Live:
         """All that can be signed with, in no order."""
         return [key.entry for key in self._keys.values()]
 
+    def coming(self) -> list[Coming]:
+        """All that will be signed with, in no order."""
+        profiles = self._announced.keys() | self._missing.keys()
+        return [coming for profile in profiles if (coming := self._next(profile)) is not None]
+
     async def follow(self, news: Snapshot | list[Delta]) -> None:
         """Takes over what the keyring says: keys are loaded first, then everything switches."""
-        if isinstance(news, Snapshot):
-            wanted = {entry.profile for entry in news.entries}
-            gone = (self._keys.keys() | self._missing.keys()) - wanted
-            await self._switch(news.epoch, news.entries, gone)
+        if isinstance(news, list):
+            for delta in news:
+                await self._switch(delta)
             return
-        for delta in news:
-            await self._switch(delta.epoch, delta.entries, delta.withdrawn)
+        entries = {entry.profile for entry in news.entries}
+        coming = {coming.profile for coming in news.coming}
+        await self._switch(
+            Delta(
+                news.epoch,
+                news.entries,
+                tuple((self._keys.keys() | self._missing.keys()) - entries),
+                news.coming,
+                tuple(self._announced.keys() - coming),
+            )
+        )
 
     async def look_again(self) -> None:
         """Looks for some of the keys that were missing: HSMs replicate in their own time."""
         missing = list(self._missing.values())[:LOOKED_FOR_AT_ONCE]
         if missing:
-            await self._switch(self.epoch, missing, ())
+            await self._switch(Delta(self.epoch, tuple(missing)))
 
-    async def _switch(self, epoch: int, entries: Sequence[Entry], gone: Iterable[str]) -> None:
-        changed = [entry for entry in entries if self._entry(entry.profile) != entry]
-        loaded = await self._lanes.load(changed)
+    async def _switch(self, delta: Delta) -> None:
+        changed = [entry for entry in delta.entries if self._entry(entry.profile) != entry]
+        loaded = await self._lanes.load(changed) if changed else []
         keys = [_key(entry, handles) for entry, handles in zip(changed, loaded, strict=True)]
         # From here to the end nothing awaits: this is the switch.
-        for profile in (*(entry.profile for entry in entries), *gone):
+        before = {profile: self._next(profile) for profile in _touched(delta)}
+        for entry in delta.entries:
+            if _same(entry, self._announced.get(entry.profile)):
+                del self._announced[entry.profile]  # it has come, or is missed
+        for profile in (*(entry.profile for entry in delta.entries), *delta.withdrawn):
             self._missing.pop(profile, None)
             self.trouble.pop(profile, None)
         for entry, key in zip(changed, keys, strict=True):
@@ -112,19 +152,39 @@ class Live:
                 self.trouble[entry.profile] = key
             else:
                 self._keys[entry.profile] = key
-                self._tell((epoch, entry, ""))
-        for profile in gone:
+                self._tell(Change(delta.epoch, entry.profile, entry))
+        for profile in delta.withdrawn:
             if self._keys.pop(profile, None) is not None:
-                self._tell((epoch, None, profile))
-        self.epoch = epoch
+                self._tell(Change(delta.epoch, profile, End.WITHDRAWN))
+        self._announced.update({coming.profile: coming for coming in delta.coming})
+        for profile in delta.called_off:
+            self._announced.pop(profile, None)
+        for profile, known in before.items():
+            self._tell_next(delta.epoch, profile, known)
+        self.epoch = delta.epoch
+
+    def _next(self, profile: str) -> Coming | None:
+        """What the profile will sign with: what is announced, or an entry whose key is missed."""
+        announced, missing = self._announced.get(profile), self._missing.get(profile)
+        if announced is None and missing is not None:
+            return missing.public()
+        return announced
+
+    def _tell_next(self, epoch: int, profile: str, known: Coming | None) -> None:
+        """Tells what will be signed with, unless it is `known`."""
+        coming, entry = self._next(profile), self._entry(profile)
+        if coming is not None and coming != known:
+            self._tell(Change(epoch, profile, coming))
+        elif coming is None and known is not None and not _same(entry, known):
+            self._tell(Change(epoch, profile, End.CALLED_OFF))
 
     @contextmanager
-    def watch(self) -> Iterator[asyncio.Queue[Change]]:
-        """A queue of changes from now on: (epoch, entry, "") or (epoch, None, withdrawn profile).
+    def watch(self) -> Iterator["asyncio.Queue[Change | None]"]:
+        """A queue of changes from now on.
 
         A watcher that does not read loses its queue: it sees `LOST` and must begin anew.
         """
-        queue: asyncio.Queue[Change] = asyncio.Queue(WATCHER_BACKLOG)
+        queue: asyncio.Queue[Change | None] = asyncio.Queue(WATCHER_BACKLOG)
         self._watchers.add(queue)
         try:
             yield queue
@@ -147,11 +207,23 @@ class Live:
             except asyncio.QueueFull:
                 self._lose(queue)
 
-    def _lose(self, queue: "asyncio.Queue[Change]") -> None:
+    def _lose(self, queue: "asyncio.Queue[Change | None]") -> None:
         self._watchers.discard(queue)
         if queue.full():
             queue.get_nowait()
         queue.put_nowait(LOST)
+
+
+def _touched(delta: Delta) -> set[str]:
+    """The profiles for which something may be different."""
+    named = {entry.profile for entry in delta.entries}
+    announced = {coming.profile for coming in delta.coming}
+    return {*named, *announced, *delta.withdrawn, *delta.called_off}
+
+
+def _same(entry: Entry | None, coming: Coming | None) -> bool:
+    """Whether both are there and of one credential."""
+    return entry is not None and coming is not None and entry.credential == coming.credential
 
 
 def _key(entry: Entry, handles: Handles | KmsdError) -> Key | KmsdError:

@@ -8,18 +8,16 @@ network, no lock shared between processes, no log line per call.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Collection
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from typing import Any
 
 import grpc
 from kmsapi.v1 import signing_pb2, signing_pb2_grpc
 from kmsapi.v1.signing_pb2 import (
-    ActiveCredential,
     CredentialEvent,
     Passport,
     SignRequest,
     SignResponse,
-    Synced,
     WatchCredentialsRequest,
 )
 
@@ -30,10 +28,11 @@ from kmsd.claims import claims_of
 from kmsd.counters import Counters
 from kmsd.errors import Exhausted, Invalid, KmsdError, Precondition, Unavailable
 from kmsd.frame import NEVER, Frame
-from kmsd.keyring import Entry
 from kmsd.lanes import Lanes, late
-from kmsd.live import LOST, Live
+from kmsd.live import Live
+from kmsd.ring import Entry
 from kmsd.uuids import new_uuid
+from kmsd.watching import events
 
 SERVICE = signing_pb2.DESCRIPTOR.services_by_name["Signing"].full_name
 FRAMES_AHEAD = 32
@@ -166,7 +165,7 @@ class Signing(signing_pb2_grpc.SigningServicer):
     async def WatchCredentials(
         self, request: WatchCredentialsRequest, context: Context
     ) -> AsyncIterator[CredentialEvent]:
-        """What the caller's profiles sign with, `synced`, and then every change."""
+        """What the caller's profiles sign with and will sign with, `synced`, then every change."""
         self._check_stays()
         peer = self._peer(context)
         chosen = frozenset(request.profiles)
@@ -179,19 +178,9 @@ class Signing(signing_pb2_grpc.SigningServicer):
         def concerns(profile: str) -> bool:
             return profile in chosen if chosen else peer.may_see(profile)
 
-        with live.watch() as changes:
-            start = live.epoch  # it may go on while these are sent; what it changes comes after
-            for entry in live.entries():
-                if concerns(entry.profile):
-                    yield CredentialEvent(epoch=start, active=_active(entry))
-            yield CredentialEvent(epoch=start, synced=Synced())
-            while (change := await changes.get()) is not LOST:
-                epoch, entry_or_none, withdrawn = change
-                if entry_or_none is not None:
-                    if concerns(entry_or_none.profile):
-                        yield CredentialEvent(epoch=epoch, active=_active(entry_or_none))
-                elif concerns(withdrawn):
-                    yield CredentialEvent(epoch=epoch, withdrawn=withdrawn)
+        async with aclosing(events(live, concerns)) as told:
+            async for event in told:
+                yield event
         self._check_stays()
         raise Exhausted("WATCHER_TOO_SLOW", "Changes were not read in time; watch again.")
 
@@ -275,15 +264,3 @@ def _answered(frame: Frame) -> SignResponse:
 
 def _refused(sequence: int, error: KmsdError) -> SignResponse:
     return SignResponse(sequence=sequence, refusal=refusal(error))
-
-
-def _active(entry: Entry) -> ActiveCredential:
-    return ActiveCredential(
-        profile=entry.profile,
-        spc=entry.spc,
-        credential=entry.credential,
-        x5u=entry.x5u,
-        spki_sha256=entry.spki_sha256,
-        not_before=entry.not_before,
-        not_after=entry.not_after,
-    )

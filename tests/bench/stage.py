@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from kmsd import settings
-from kmsd.keyring import Entry
+from kmsd.ring import Entry
 from tests.bench.crew import ROOT, Crew, crew
 from tests.bench.figures import Setup
 from tests.bench.proc import connections, peak_mib

@@ -14,10 +14,10 @@ from kmsd import settings
 from kmsd.access import PLAINTEXT, Grants
 from kmsd.counters import Totals
 from kmsd.hsm import Hsm, new_key_id
-from kmsd.keyring import Delta, Entry
 from kmsd.lanes import Lanes
 from kmsd.listen import Listener
 from kmsd.live import Live
+from kmsd.ring import Delta, Entry
 from kmsd.signing import SERVICE, Signing
 from tests.contract.hsm_bench import NOW, FakeOnBench
 

@@ -19,9 +19,9 @@ from kmsd import lanes
 from kmsd import live as live_module
 from kmsd.errors import Exhausted, KmsdError, Late, NotFound, Precondition, Unavailable
 from kmsd.hsm import Hsm, new_key_id
-from kmsd.keyring import Delta, Entry, Snapshot
 from kmsd.lanes import Handles, Lanes
-from kmsd.live import LOST, Live
+from kmsd.live import LOST, Change, End, Live
+from kmsd.ring import Delta, Entry, Snapshot
 from tests.contract.fake_hsm import FakeHandle, FakeSession
 from tests.contract.hsm_bench import (
     DIGEST,
@@ -415,11 +415,13 @@ async def test_a_key_that_comes_late_is_signed_with_as_soon_as_it_is_there(token
         entry = on.entry("a")
         public_key = on.hsm.public_key(entry.key_id)
         assert public_key is not None
+        other = replace(entry, spki_sha256="00" * 32)
         with live.watch() as changes:
-            await live.follow(Snapshot(1, (replace(entry, spki_sha256="00" * 32),)))
-            assert changes.empty()
+            await live.follow(Snapshot(1, (other,)))
+            assert changes.get_nowait() == Change(1, "a", other.public())
+            assert live.coming() == [other.public()]
             await live.follow([Delta(2, (entry,))])
-            assert changes.get_nowait() == (2, entry, "")
+            assert changes.get_nowait() == Change(2, "a", entry)
 
 
 async def test_going_back_to_the_entry_in_use_ends_the_trouble(token: Token) -> None:
@@ -468,9 +470,66 @@ async def test_a_watcher_sees_every_change_in_order(token: Token) -> None:
             await live.follow(Snapshot(1, (a,)))
             await live.follow([Delta(2, (b,)), Delta(3, (), ("a", "never-there"))])
         seen = [changes.get_nowait() for _ in range(changes.qsize())]
-        assert seen == [(1, a, ""), (2, b, ""), (3, None, "a")]
+        assert seen == [Change(1, "a", a), Change(2, "b", b), Change(3, "a", End.WITHDRAWN)]
         await live.follow([Delta(4, (a,))])
         assert changes.empty()
+
+
+async def test_what_is_announced_is_passed_on_and_not_signed_with(fake: FakeOnBench) -> None:
+    async with bench(fake) as on:
+        live = Live(on.lanes)
+        now = on.entry("a")
+        soon, later = (replace(now, credential=digit * 16).public() for digit in "23")
+        await live.follow(Snapshot(1, (now,)))
+        with live.watch() as changes:
+            await live.follow([Delta(1, coming=(soon,), note=1), Delta(1, coming=(soon,), note=2)])
+            assert (live.coming(), live.entries(), live.epoch) == ([soon], [now], 1)
+            await live.follow([Delta(1, coming=(later,), note=3)])
+            await live.follow([Delta(1, called_off=("a", "never-there"), note=4)])
+            assert live.coming() == []
+        seen = [changes.get_nowait() for _ in range(changes.qsize())]
+        assert seen == [Change(1, "a", news) for news in (soon, later, End.CALLED_OFF)]
+
+
+async def test_what_was_announced_and_is_signed_with_is_not_called_off(fake: FakeOnBench) -> None:
+    async with bench(fake) as on:
+        live = Live(on.lanes)
+        now = on.entry("a")
+        then = replace(now, credential="2" * 16)
+        await live.follow(Snapshot(1, (now,), (then.public(),)))
+        with live.watch() as changes:
+            await live.follow([Delta(2, (then,))])
+        assert [changes.get_nowait() for _ in range(changes.qsize())] == [Change(2, "a", then)]
+        assert live.coming() == []
+
+
+async def test_what_is_missed_is_coming_until_its_key_is_there_or_it_is_taken_back(
+    fake: FakeOnBench,
+) -> None:
+    async with bench(fake) as on:
+        live = Live(on.lanes)
+        now = on.entry("a")
+        then = replace(now, credential="2" * 16, spki_sha256="00" * 32)
+        await live.follow(Snapshot(1, (now,), (then.public(),)))
+        with live.watch() as changes:
+            await live.follow([Delta(2, (then,))])
+            assert (live.coming(), changes.empty()) == ([then.public()], True)
+            await live.follow([Delta(3, (now,))])
+        assert [changes.get_nowait() for _ in range(changes.qsize())] == [
+            Change(3, "a", End.CALLED_OFF)
+        ]
+        assert live.trouble == {}
+
+
+async def test_a_snapshot_takes_back_what_it_does_not_announce(fake: FakeOnBench) -> None:
+    async with bench(fake) as on:
+        live = Live(on.lanes)
+        now = on.entry("a")
+        soon = replace(now, credential="2" * 16).public()
+        await live.follow(Snapshot(1, (now,), (soon,)))
+        with live.watch() as changes:
+            await live.follow(Snapshot(2, (now,)))
+        assert changes.get_nowait() == Change(2, "a", End.CALLED_OFF)
 
 
 async def test_a_watcher_that_does_not_read_is_cut_off(
@@ -483,7 +542,7 @@ async def test_a_watcher_that_does_not_read_is_cut_off(
         with live.watch() as sleepy, live.watch() as awake:
             for epoch, entry in enumerate(entries, start=1):
                 await live.follow([Delta(epoch, (entry,))])
-                assert awake.get_nowait() == (epoch, entry, "")
+                assert awake.get_nowait() == Change(epoch, entry.profile, entry)
             changes = [sleepy.get_nowait() for _ in range(sleepy.qsize())]
         assert changes[-1] is LOST
         assert len(changes) == 2

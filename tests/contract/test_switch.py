@@ -19,6 +19,7 @@ from kmsd.model import (
     BirthRecord,
     Certificate,
     Credential,
+    Failed,
     Issued,
     New,
     Published,
@@ -27,6 +28,7 @@ from kmsd.model import (
     State,
 )
 from kmsd.presence import NOT_SERVING, TOO_MANY, Acknowledgement, Presence
+from kmsd.ring import Snapshot
 from kmsd.store import Store
 from kmsd.switch import Switch, entry_of
 
@@ -87,7 +89,11 @@ class Host:
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
-    def snapshot(self) -> keyring.Snapshot:
+    def announced(self) -> dict[str, str]:
+        """Profile to the credential that is coming, as signers read it."""
+        return {one.profile: one.credential for one in self.snapshot().coming}
+
+    def snapshot(self) -> Snapshot:
         return keyring.read(self.folder / "keyring")
 
 
@@ -284,3 +290,153 @@ async def test_a_revoked_credential_is_not_brought_back_by_a_restart(host: Host)
     revoked = replace(active(1), revocation=Revocation(at=5, reason=1))
     await host.switch().reconcile([revoked])
     assert keyring.read(host.folder / "keyring").entries == ()
+
+
+# --- what is coming
+
+
+async def test_what_is_published_is_announced_under_the_present_epoch(host: Host) -> None:
+    one = host.switch()
+    await one.activate(published(1))
+    host.says(1, 0)  # it is behind, and nobody waits for it
+    await one.announce(published(2))
+    assert host.announced() == {"acme": f"{2:016x}"}
+    assert host.snapshot().coming == (entry_of(published(2)).public(),)
+    assert (one.epoch, host.snapshot().epoch, host.written()) == (1, 1, {"acme": f"{1:016x}"})
+    files = sorted((host.folder / "keyring").iterdir())
+    await one.announce(published(2))
+    assert sorted((host.folder / "keyring").iterdir()) == files
+
+
+async def test_announcing_does_without_the_database(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = host.switch()
+    monkeypatch.setattr(host.store, "next_epoch", None)
+    await one.announce(published(1))
+    assert host.announced() == {"acme": f"{1:016x}"}
+
+
+async def test_what_becomes_active_is_not_coming_any_more(host: Host) -> None:
+    one = host.switch()
+    await one.announce(published(1))
+    await one.activate(published(1))
+    await one.announce(active(1))
+    await one.announce(published(1))  # told late
+    assert (host.announced(), host.written()) == ({}, {"acme": f"{1:016x}"})
+
+
+async def test_what_failed_is_called_off_and_what_is_another_s_stays(host: Host) -> None:
+    one = host.switch()
+    await one.announce(published(1))
+    await one.announce(failed(2))
+    assert host.announced() == {"acme": f"{1:016x}"}
+    await one.announce(failed(1))
+    assert host.announced() == {}
+
+
+async def test_a_rehearsal_and_what_is_revoked_are_not_announced(host: Host) -> None:
+    one = host.switch()
+    await one.announce(replace(published(1), rehearsal=True))
+    await one.announce(replace(published(1), revocation=Revocation(at=5, reason=1)))
+    await one.announce(credential(1, Issued(BIRTH, CERTIFICATE)))
+    assert host.announced() == {}
+    assert not list((host.folder / "keyring").iterdir())
+
+
+async def test_what_could_not_be_announced_is_told_with_what_is_written_next(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = host.switch()
+    await one.announce(published(1, "other"))
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", _disk_full)
+        await one.announce(published(2))
+        await one.announce(failed(1, "other"))
+    assert host.announced() == {"other": f"{1:016x}"}
+    await one.activate(published(3, "third"))
+    assert host.announced() == {"acme": f"{2:016x}"}
+    await one.announce(published(2))
+    assert host.snapshot().note == 0
+
+
+async def test_what_could_not_be_announced_and_is_active_meanwhile_is_not_told(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = host.switch()
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", _disk_full)
+        await one.announce(published(1))
+    await one.activate(published(1))
+    await one.announce(published(5, "other"))
+    assert host.announced() == {"other": f"{5:016x}"}
+
+
+async def test_a_keeper_that_starts_announces_what_the_one_before_had_no_time_to(
+    host: Host,
+) -> None:
+    one = host.switch()
+    await one.activate(published(1))
+    await one.announce(published(8, "gone"))
+    restarted = host.switch()
+    await restarted.reconcile([published(2), active(1)])
+    assert host.announced() == {"acme": f"{2:016x}"}
+    assert host.written() == {"acme": f"{1:016x}"}
+    assert restarted.epoch == 1
+    files = sorted((host.folder / "keyring").iterdir())
+    await host.switch().reconcile([published(2), active(1)])
+    assert sorted((host.folder / "keyring").iterdir()) == files
+
+
+async def test_of_two_that_come_the_one_that_was_announced_stays(host: Host) -> None:
+    one = host.switch()
+    await one.announce(published(3))
+    await host.switch().reconcile([published(2), published(3), active(1)])
+    assert host.announced() == {"acme": f"{3:016x}"}
+
+
+async def test_a_keeper_that_stands_by_announces_to_its_own_signers(host: Host) -> None:
+    one = host.switch()
+    await one.follow([active(1), published(2)])
+    assert (host.announced(), host.written()) == ({"acme": f"{2:016x}"}, {"acme": f"{1:016x}"})
+    await one.follow([active(2), published(3)])
+    assert (host.announced(), host.written()) == ({"acme": f"{3:016x}"}, {"acme": f"{2:016x}"})
+    await one.follow([active(2)])
+    assert (host.announced(), one.epoch) == ({}, 2)
+
+
+# --- a keyring that was spoiled
+
+
+@pytest.mark.parametrize("in_line", [True, False])
+async def test_a_keeper_that_starts_on_a_spoiled_keyring_writes_it_anew(
+    host: Host, *, in_line: bool
+) -> None:
+    one = host.switch()
+    await one.activate(published(1))
+    await one.activate(published(2, "other"))
+    [_, newest] = sorted((host.folder / "keyring").iterdir())
+    newest.write_bytes(newest.read_bytes()[:100])
+    credentials = [active(1)] if in_line else [active(1), active(2, "other")]
+    restarted = host.switch()
+    await restarted.reconcile(credentials)
+    assert host.written() == {one.profile: one.id for one in credentials}
+    assert host.snapshot().epoch == 3
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_asking_again_mends_what_a_signer_could_not_read(host: Host) -> None:
+    one = host.switch()
+    host.says(1, 0)
+    with pytest.raises(Unavailable):
+        await one.activate(published(1))
+    [delta] = (host.folder / "keyring").iterdir()
+    delta.write_bytes(b"")
+    with pytest.raises(Unavailable) as behind:
+        await one.activate(published(1))
+    assert behind.value.reason == "SIGNER_BEHIND"
+    assert (host.snapshot().epoch, host.written()) == (1, {"acme": f"{1:016x}"})
+
+
+def failed(number: int, profile: str = "acme") -> Credential:
+    return credential(number, Failed("published", 5, "VERIFICATION_FAILED", "No."), profile)

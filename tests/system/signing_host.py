@@ -15,10 +15,11 @@ from msgspec.structs import replace
 
 from kmsd import settings
 from kmsd.hsm import Hsm, new_key_id
-from kmsd.keyring import Entry, KeyringWriter
+from kmsd.keyring import KeyringWriter
 from kmsd.lab import TlsAuthority, TlsFiles
 from kmsd.model import BirthRecord
 from kmsd.presence import Seen, seen
+from kmsd.ring import Entry
 from tests.shim import SlowHsm
 from tests.softhsm import make_token, pin_of
 from tests.system.programs import free_port, program, until

@@ -15,9 +15,10 @@ from kmsd import check as checks
 from kmsd import settings
 from kmsd.check import Finding, Level, check
 from kmsd.hsm import Hsm, new_key_id
-from kmsd.keyring import Entry, KeyringWriter
+from kmsd.keyring import KeyringWriter
 from kmsd.lab import Lab, running_lab
 from kmsd.model import Active, BirthRecord, Certificate, Credential
+from kmsd.ring import Entry
 from kmsd.store import Store
 from tests.softhsm import make_token, pin_of
 

@@ -521,7 +521,7 @@ Global___WatchCredentialsRequest: _TypeAlias = WatchCredentialsRequest  # noqa: 
 
 @_typing.final
 class CredentialEvent(_message.Message):
-    """A profile signs with a certificate, or with none any more."""
+    """A profile signs with a certificate, or with none any more; or will sign with another one."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -529,17 +529,27 @@ class CredentialEvent(_message.Message):
     ACTIVE_FIELD_NUMBER: _builtins.int
     WITHDRAWN_FIELD_NUMBER: _builtins.int
     SYNCED_FIELD_NUMBER: _builtins.int
+    COMING_FIELD_NUMBER: _builtins.int
+    CALLED_OFF_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """Version of kmsd's keyring this belongs to."""
     withdrawn: _builtins.str
     """Name of a profile that cannot sign any more."""
+    called_off: _builtins.str
+    """Name of a profile whose coming credential will not become active."""
     @_builtins.property
     def active(self) -> Global___ActiveCredential:
-        """The profile signs with this from now on."""
+        """The profile signs with this from now on. If it was announced as coming, it has come."""
 
     @_builtins.property
     def synced(self) -> Global___Synced:
         """Everything known at the start was sent; what follows are changes."""
+
+    @_builtins.property
+    def coming(self) -> Global___ComingCredential:
+        """The profile will sign with this next: its chain is public, and it is not active yet. Told
+        once; another one for the profile takes its place. It does not change the epoch.
+        """
 
     def __init__(
         self,
@@ -548,12 +558,14 @@ class CredentialEvent(_message.Message):
         active: Global___ActiveCredential | None = ...,
         withdrawn: _builtins.str = ...,
         synced: Global___Synced | None = ...,
+        coming: Global___ComingCredential | None = ...,
+        called_off: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "event", b"event", "synced", b"synced", "withdrawn", b"withdrawn"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "called_off", b"called_off", "coming", b"coming", "event", b"event", "synced", b"synced", "withdrawn", b"withdrawn"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "epoch", b"epoch", "event", b"event", "synced", b"synced", "withdrawn", b"withdrawn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "called_off", b"called_off", "coming", b"coming", "epoch", b"epoch", "event", b"event", "synced", b"synced", "withdrawn", b"withdrawn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["active", "withdrawn", "synced"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["active", "withdrawn", "synced", "coming", "called_off"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -621,3 +633,49 @@ class ActiveCredential(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ActiveCredential: _TypeAlias = ActiveCredential  # noqa: Y015
+
+@_typing.final
+class ComingCredential(_message.Message):
+    """What a profile will sign with next; all public. Nothing is signed with it before it is active."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROFILE_FIELD_NUMBER: _builtins.int
+    SPC_FIELD_NUMBER: _builtins.int
+    CREDENTIAL_FIELD_NUMBER: _builtins.int
+    X5U_FIELD_NUMBER: _builtins.int
+    SPKI_SHA256_FIELD_NUMBER: _builtins.int
+    NOT_BEFORE_FIELD_NUMBER: _builtins.int
+    NOT_AFTER_FIELD_NUMBER: _builtins.int
+    profile: _builtins.str
+    """Name of the profile, as in the configuration."""
+    spc: _builtins.str
+    """Service provider code in the certificate's TNAuthList (RFC 8226 section 9)."""
+    credential: _builtins.str
+    """kmsd's id of the credential, 16 lower-case hex digits; the same when it is active."""
+    x5u: _builtins.str
+    """https URL of the chain, which can be fetched already (RFC 8225 section 4.3)."""
+    spki_sha256: _builtins.str
+    """SHA-256 of the DER SubjectPublicKeyInfo (RFC 5280 section 4.1.2.7), 64 lower-case hex digits."""
+    not_before: _builtins.int
+    """Certificate's notBefore, seconds since 1970-01-01 UTC (RFC 5280 section 4.1.2.5)."""
+    not_after: _builtins.int
+    """Certificate's notAfter, seconds since 1970-01-01 UTC (RFC 5280 section 4.1.2.5)."""
+    def __init__(
+        self,
+        *,
+        profile: _builtins.str = ...,
+        spc: _builtins.str = ...,
+        credential: _builtins.str = ...,
+        x5u: _builtins.str = ...,
+        spki_sha256: _builtins.str = ...,
+        not_before: _builtins.int = ...,
+        not_after: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credential", b"credential", "not_after", b"not_after", "not_before", b"not_before", "profile", b"profile", "spc", b"spc", "spki_sha256", b"spki_sha256", "x5u", b"x5u"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ComingCredential: _TypeAlias = ComingCredential  # noqa: Y015

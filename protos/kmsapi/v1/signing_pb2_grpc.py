@@ -76,8 +76,9 @@ class SigningServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchCredentials(self, request, context):
-        """Sends the active credential of every profile the caller may use, then `synced`, then every
-        change as it happens. This is how an STI-AS learns of a new certificate (ATIS-1000080).
+        """Sends the active credential of every profile the caller may use and the one that comes next,
+        then `synced`, then every change as it happens. This is how an STI-AS learns of a new
+        certificate (ATIS-1000080).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -45,8 +45,9 @@ class SigningStub:
     A frame that is refused as a whole is answered with `refusal`; the stream goes on.
     """
     WatchCredentials: _grpc.UnaryStreamMultiCallable[_signing_pb2.WatchCredentialsRequest, _signing_pb2.CredentialEvent]
-    """Sends the active credential of every profile the caller may use, then `synced`, then every
-    change as it happens. This is how an STI-AS learns of a new certificate (ATIS-1000080).
+    """Sends the active credential of every profile the caller may use and the one that comes next,
+    then `synced`, then every change as it happens. This is how an STI-AS learns of a new
+    certificate (ATIS-1000080).
     """
 
 @_typing.type_check_only
@@ -66,8 +67,9 @@ class SigningAsyncStub(SigningStub):
     A frame that is refused as a whole is answered with `refusal`; the stream goes on.
     """
     WatchCredentials: _aio.UnaryStreamMultiCallable[_signing_pb2.WatchCredentialsRequest, _signing_pb2.CredentialEvent]  # type: ignore[assignment]
-    """Sends the active credential of every profile the caller may use, then `synced`, then every
-    change as it happens. This is how an STI-AS learns of a new certificate (ATIS-1000080).
+    """Sends the active credential of every profile the caller may use and the one that comes next,
+    then `synced`, then every change as it happens. This is how an STI-AS learns of a new
+    certificate (ATIS-1000080).
     """
 
 class SigningServicer(metaclass=_abc_1.ABCMeta):
@@ -102,8 +104,9 @@ class SigningServicer(metaclass=_abc_1.ABCMeta):
         request: _signing_pb2.WatchCredentialsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_signing_pb2.CredentialEvent], _abc.AsyncIterator[_signing_pb2.CredentialEvent]]:
-        """Sends the active credential of every profile the caller may use, then `synced`, then every
-        change as it happens. This is how an STI-AS learns of a new certificate (ATIS-1000080).
+        """Sends the active credential of every profile the caller may use and the one that comes next,
+        then `synced`, then every change as it happens. This is how an STI-AS learns of a new
+        certificate (ATIS-1000080).
         """
 
 def add_SigningServicer_to_server(servicer: SigningServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
