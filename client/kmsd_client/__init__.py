@@ -9,7 +9,15 @@ and raises a `SigningError` that says whether to ask again. Keys, certificates a
 who may sign what stay with the signer; this is only the way to it.
 """
 
-from kmsd_client.answers import ActiveCredential, CredentialChange, Signed, Synced, Withdrawn
+from kmsd_client.answers import (
+    ActiveCredential,
+    CalledOff,
+    ComingCredential,
+    CredentialChange,
+    Signed,
+    Synced,
+    Withdrawn,
+)
 from kmsd_client.asynchronous import AsyncClient
 from kmsd_client.blocking import Client
 from kmsd_client.errors import (
@@ -28,7 +36,9 @@ __all__ = [
     "AsyncClient",
     "Attest",
     "Base",
+    "CalledOff",
     "Client",
+    "ComingCredential",
     "CredentialChange",
     "DeadlineExceeded",
     "Denied",

@@ -52,6 +52,33 @@ class ActiveCredential:
 
 
 @dataclass(frozen=True, slots=True)
+class ComingCredential:
+    """A profile will sign with this next: its chain is public at `x5u`, where it can be fetched
+    and checked before the first call brings it. Nothing is signed with it yet.
+
+    `ActiveCredential` of the same `credential` says that it has come; `CalledOff`, that it will
+    not; another one takes its place. Fields as of `ActiveCredential`.
+    """
+
+    profile: str
+    spc: str
+    credential: str
+    x5u: str
+    spki_sha256: str
+    not_before: int
+    not_after: int
+    epoch: int = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class CalledOff:
+    """What was coming for a profile will not become active; what is active stays."""
+
+    profile: str
+    epoch: int = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Withdrawn:
     """A profile cannot sign any more."""
 
@@ -66,7 +93,7 @@ class Synced:
     epoch: int
 
 
-CredentialChange: TypeAlias = ActiveCredential | Withdrawn | Synced
+CredentialChange: TypeAlias = ActiveCredential | ComingCredential | CalledOff | Withdrawn | Synced
 
 
 def results_of(request: pb.SignRequest, response: pb.SignResponse) -> list[Signed | SigningError]:
@@ -102,20 +129,28 @@ def change_of(event: pb.CredentialEvent) -> CredentialChange | None:
     """One event of a watch; None for a kind that this version does not know."""
     match event.WhichOneof("event"):
         case "active":
-            active = event.active
-            return ActiveCredential(
-                active.profile,
-                active.spc,
-                active.credential,
-                active.x5u,
-                active.spki_sha256,
-                active.not_before,
-                active.not_after,
-                event.epoch,
-            )
+            return ActiveCredential(*_public(event.active), event.epoch)
+        case "coming":
+            return ComingCredential(*_public(event.coming), event.epoch)
+        case "called_off":
+            return CalledOff(event.called_off, event.epoch)
         case "withdrawn":
             return Withdrawn(event.withdrawn, event.epoch)
         case "synced":
             return Synced(event.epoch)
         case None:
             return None
+
+
+def _public(
+    one: pb.ActiveCredential | pb.ComingCredential,
+) -> tuple[str, str, str, str, str, int, int]:
+    return (
+        one.profile,
+        one.spc,
+        one.credential,
+        one.x5u,
+        one.spki_sha256,
+        one.not_before,
+        one.not_after,
+    )

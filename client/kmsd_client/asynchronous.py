@@ -227,12 +227,14 @@ class AsyncClient:
             raise
 
     def watch(self, profiles: Sequence[str] = ()) -> AsyncGenerator[CredentialChange, None]:
-        """Follows which credential each profile signs with, at one of the signers.
+        """Follows which credential each profile signs with, and which one is next, at one of the
+        signers.
 
         profiles: names; none: all that the caller may use. Gives an `ActiveCredential` for each,
-        then `Synced`, then every change as it happens, an endless stream until the client is
-        closed. When the connection is lost it reconnects, gives what changed meanwhile
-        (`Withdrawn` for what is gone) and `Synced` again; what is unchanged is not repeated.
+        a `ComingCredential` where the next one is public already, then `Synced`, then every
+        change as it happens, an endless stream until the client is closed. When the connection is
+        lost it reconnects, gives what changed meanwhile (`Withdrawn`, `CalledOff` for what is
+        gone) and `Synced` again; what is unchanged is not repeated.
         Signers on other hosts have their own keys: to watch each, use a client for each.
         Leave the loop early through `contextlib.aclosing`. Raises Refused and Denied.
         """

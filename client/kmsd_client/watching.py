@@ -13,7 +13,15 @@ from typing import Final
 import grpc
 from kmsapi.v1 import signing_pb2 as pb
 
-from kmsd_client.answers import ActiveCredential, CredentialChange, Synced, Withdrawn, change_of
+from kmsd_client.answers import (
+    ActiveCredential,
+    CalledOff,
+    ComingCredential,
+    CredentialChange,
+    Synced,
+    Withdrawn,
+    change_of,
+)
 from kmsd_client.connections import Connections
 from kmsd_client.errors import Refused
 from kmsd_client.refusals import error_of_call
@@ -31,7 +39,7 @@ async def watch(
     Never ends by itself; returns when the client is closed. Raises Refused and Denied.
     """
     request = pb.WatchCredentialsRequest(profiles=profiles)
-    told: dict[str, ActiveCredential | Withdrawn] = {}
+    told = Told()
     wait = FIRST_WAIT
     while True:
         stream, retry_after = Resync(told), 0.0
@@ -68,31 +76,67 @@ async def watch(
             wait = min(2 * wait, LONGEST_WAIT)
 
 
+class Told:
+    """What the reader of a watch knows: of each profile what it signs with, and what is coming."""
+
+    def __init__(self) -> None:
+        self.active: dict[str, ActiveCredential | Withdrawn] = {}
+        self.coming: dict[str, ComingCredential] = {}
+
+
 class Resync:
     """Turns what one stream says into what is new to the reader.
 
-    told: what the reader knows of each profile, brought up to date here.
+    told: what the reader knows, brought up to date here.
     """
 
-    def __init__(self, told: dict[str, ActiveCredential | Withdrawn]) -> None:
+    def __init__(self, told: Told) -> None:
         self._told = told
         self._missing = {
-            name for name, known in told.items() if isinstance(known, ActiveCredential)
+            name for name, known in told.active.items() if isinstance(known, ActiveCredential)
         }
+        self._unconfirmed = set(told.coming)
 
     def changes(self, change: CredentialChange | None) -> list[CredentialChange]:
         """What to tell the reader, in order; nothing when it is known already."""
+        told = self._told
         match change:
             case ActiveCredential(profile=profile) | Withdrawn(profile=profile):
                 self._missing.discard(profile)
-                if self._told.get(profile) == change:
+                if isinstance(change, ActiveCredential):
+                    self._arrived(change)
+                if told.active.get(profile) == change:
                     return []
-                self._told[profile] = change
+                told.active[profile] = change
                 return [change]
+            case ComingCredential(profile=profile):
+                self._unconfirmed.discard(profile)
+                if told.coming.get(profile) == change:
+                    return []
+                told.coming[profile] = change
+                return [change]
+            case CalledOff(profile=profile):
+                return [change] if told.coming.pop(profile, None) else []
             case Synced(epoch=epoch):
-                gone = [Withdrawn(profile, epoch) for profile in sorted(self._missing)]
-                self._told.update({withdrawn.profile: withdrawn for withdrawn in gone})
-                self._missing.clear()
-                return [*gone, change]
+                return [*self._withdrawn(epoch), *self._called_off(epoch), change]
             case None:
                 return []
+
+    def _arrived(self, active: ActiveCredential) -> None:
+        """What is active is not coming any more."""
+        coming = self._told.coming.get(active.profile)
+        if coming is not None and coming.credential == active.credential:
+            del self._told.coming[active.profile]
+
+    def _withdrawn(self, epoch: int) -> list[Withdrawn]:
+        gone = [Withdrawn(profile, epoch) for profile in sorted(self._missing)]
+        self._told.active.update({withdrawn.profile: withdrawn for withdrawn in gone})
+        self._missing.clear()
+        return gone
+
+    def _called_off(self, epoch: int) -> list[CalledOff]:
+        off = sorted(self._unconfirmed & self._told.coming.keys())
+        for profile in off:
+            del self._told.coming[profile]
+        self._unconfirmed.clear()
+        return [CalledOff(profile, epoch) for profile in off]

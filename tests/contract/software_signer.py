@@ -48,6 +48,7 @@ class SoftwareSigner(signing_pb2_grpc.SigningServicer):
 
     calls: frames that came, whichever way, and watches; frames: those of streams by their size.
     cancelled: of those that were at work, how many were cancelled. streams: that were begun.
+    soon: what is announced at the start of a watch.
     """
 
     keys: dict[str, ec.EllipticCurvePrivateKey]
@@ -59,6 +60,7 @@ class SoftwareSigner(signing_pb2_grpc.SigningServicer):
     frames: list[int] = field(default_factory=list)
     time_left: float = 0.0
     changes: list[asyncio.Queue[pb.CredentialEvent]] = field(default_factory=list)
+    soon: dict[str, pb.CredentialEvent] = field(default_factory=dict)
 
     async def Sign(self, request: pb.SignRequest, context: Context) -> pb.SignResponse:
         """One frame."""
@@ -101,6 +103,8 @@ class SoftwareSigner(signing_pb2_grpc.SigningServicer):
         self.changes.append(queue)
         for name in request.profiles or sorted(self.keys):
             yield self.event(name)
+        for event in self.soon.values():
+            yield event
         yield pb.CredentialEvent(epoch=1, synced=pb.Synced())
         while True:
             yield await queue.get()
