@@ -6,7 +6,6 @@ window is `rotation`'s to say.
 
 import re
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
 from kmsd.errors import Invalid
 from kmsd.model import Value
@@ -57,9 +56,10 @@ def opening(moment: int, spans: Sequence[Span]) -> tuple[int, int]:
     return min(found, key=lambda each: (max(each[0], moment), -each[1]))
 
 
-def day_name(moment: int) -> str:
-    """The day of the week at `moment`, as it is written in a window."""
-    return DAYS[datetime.fromtimestamp(moment, UTC).weekday()]
+def last(moment: int, spans: Sequence[Span]) -> tuple[int, int]:
+    """The window that was over last at `moment`: from and to. spans: at least one."""
+    ends = [moment - (moment - MONDAY - span.start - span.length) % WEEK for span in spans]
+    return max((end - span.length, end) for end, span in zip(ends, spans, strict=True))
 
 
 def _days(text: str) -> list[int]:

@@ -151,6 +151,13 @@ def condemned_for(credential: Credential, hints: Hints) -> str:
     return hints.condemned.get(credential.id, "")
 
 
+def patience(now: int, active: Credential) -> int:
+    """Seconds that nothing on the way to the successor of `active` should be paused for longer:
+    a 24th of what is left of it. An STI-CA in back-off for longer is asked all the same."""
+    not_after, _ = _validity(active)
+    return max((not_after - now) // 24, _shortest(active))
+
+
 def holding_time(policy: Policy, freshness: int = 0) -> int:
     """Seconds from a credential's retirement to the destruction of its key.
 
@@ -169,28 +176,49 @@ def spread(seed: str, width: int) -> int:
 
 
 def _pause(active: Credential, failures: Sequence[int], policy: Policy, *, condemned: bool) -> int:
-    """Seconds from the last failure to the next attempt: twice as long each time, up to a 24th of
-    what is left, and never from above the floor to below it."""
-    not_after, lifetime = _validity(active)
-    last = max(failures)
-    shortest = min(max(lifetime // 240, SHORTEST), SHORTEST_OF_LONG)
-    longest = max(min((not_after - last) // 24, HOUR if condemned else DAY), shortest)
-    pause = min(shortest << min(len(failures) - 1, 20), longest)
-    floor = floor_of(active, policy)
+    """Seconds from the last failure to the next attempt: twice as long each time, as long as there
+    is patience, and never from above the floor to below it."""
+    last, floor = max(failures), floor_of(active, policy)
+    longest = min(patience(last, active), HOUR if condemned else DAY)
+    pause = min(_shortest(active) << min(len(failures) - 1, 20), longest)
     return min(pause, floor - last) if last < floor else pause
 
 
+def _shortest(active: Credential) -> int:
+    _, lifetime = _validity(active)
+    return min(max(lifetime // 240, SHORTEST), SHORTEST_OF_LONG)
+
+
 def _in_window(now: int, due: int, why: str, active: Credential, policy: Policy) -> tuple[int, str]:
-    """`due` if a window is open then, else somewhere in the next one: not all at its opening."""
+    """`due` if a window is open then, else somewhere in the next one: not all at its opening.
+
+    Where the next one is past the floor: in the one before, unless that is far too early. Where
+    there is none to be had: at `due`, for waiting longer would only cost safety.
+    """
     spans = [span for text in policy.windows for span in maintenance.parse(text)]
-    begin, end = maintenance.opening(due, spans)
-    if begin > due:
-        due, why = begin + spread(active.id, end - begin), "WINDOW"
-    if due < now:  # nobody was there to do it
-        begin, end = maintenance.opening(now, spans)
-        if begin > now:
-            due, why = begin + spread(active.id, end - begin), "WINDOW"
-    return min((due, why), (floor_of(active, policy), "FLOOR"))
+    floor = floor_of(active, policy)
+
+    def within(moment: int) -> int:
+        begin, end = maintenance.opening(moment, spans)
+        return moment if begin <= moment else begin + spread(active.id, end - begin)
+
+    moment = within(due)
+    if moment >= floor and why != "RETRY":
+        begin, end = maintenance.last(due, spans)
+        moment = begin + spread(active.id, end - begin)
+        if moment < _early(active, policy):
+            return due, why
+    if moment < now:  # nobody was there to do it
+        moment = within(now)
+    if moment >= floor:
+        return due, why
+    return moment, why if moment == due else "WINDOW"
+
+
+def _early(active: Credential, policy: Policy) -> int:
+    """Before this moment nothing is renewed for a window's sake: half of what is waited else."""
+    _, lifetime = _validity(active)
+    return _state(active).certificate.not_before + int(lifetime * policy.renew_at / 2)
 
 
 def _validity(active: Credential) -> tuple[int, int]:

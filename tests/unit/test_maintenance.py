@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kmsd.errors import Invalid
-from kmsd.maintenance import DAY, DAYS, WEEK, Span, day_name, opening, parse
+from kmsd.maintenance import DAY, WEEK, Span, last, opening, parse
 
 MONDAY = int(datetime(2027, 1, 4, tzinfo=UTC).timestamp())
 HOUR = 3600
@@ -82,5 +82,16 @@ def test_a_window_is_never_over_and_begins_within_a_week(moment: int, texts: lis
     assert opening(max(begin, moment), spans) == (begin, end)
 
 
-def test_days_have_the_names_that_are_written_in_windows() -> None:
-    assert [day_name(MONDAY + n * DAY) for n in range(7)] == list(DAYS)
+@given(st.integers(0, 2**32), st.lists(TEXTS, min_size=1, max_size=3))
+def test_the_last_window_was_over_within_a_week(moment: int, texts: list[str]) -> None:
+    spans = [span for text in texts for span in parse(text)]
+    begin, end = last(moment, spans)
+    assert begin < end <= moment < end + WEEK
+    assert opening(begin, spans)[0] <= begin
+
+
+def test_the_last_window_is_that_of_the_day_before() -> None:
+    spans = parse("Mon-Fri 08:00-16:00")
+    friday = (MONDAY + 4 * DAY + 8 * HOUR, MONDAY + 4 * DAY + 16 * HOUR)
+    assert last(friday[1], spans) == friday
+    assert last(MONDAY + WEEK, spans) == friday

@@ -27,6 +27,7 @@ from kmsd.rotation import (
     active_of,
     floor_of,
     next_renewal,
+    patience,
     plan,
     renewal_time,
     spread,
@@ -262,16 +263,40 @@ def test_a_window_that_nobody_was_there_for_makes_it_wait_for_the_next() -> None
     assert plan(OPENS + DAY, [ACTIVE], WINDOWED) == Renew(why="WINDOW")
 
 
-def test_a_window_delays_nothing_past_the_floor() -> None:
+def test_where_the_next_window_is_past_the_floor_it_is_the_one_before() -> None:
     hints = Hints(renew_at={ACTIVE.id: FLOOR - 1})  # 00:00 on a Sunday, but for a second
-    assert plan(START, [ACTIVE], WINDOWED, hints) == Keep(until=FLOOR, why="FLOOR")
+    friday = FLOOR - 40 * HOUR
+    step = plan(START, [ACTIVE], WINDOWED, hints)
+    assert step == Keep(until=moment(step), why="WINDOW")
+    assert friday <= moment(step) < friday + 8 * HOUR
+    assert plan(moment(step), [ACTIVE], WINDOWED, hints) == Renew(why="WINDOW")
+
+
+def test_where_that_was_missed_too_it_waits_for_no_window() -> None:
+    hints = Hints(renew_at={ACTIVE.id: FLOOR - 1})
+    saturday = FLOOR - 12 * HOUR
+    assert plan(saturday, [ACTIVE], WINDOWED, hints) == Keep(until=FLOOR - 1, why="ARI")
+    assert plan(FLOOR - 1, [ACTIVE], WINDOWED, hints) == Renew(why="ARI")
     assert plan(FLOOR, [ACTIVE], WINDOWED, hints) == Renew(why="ARI", urgent=True)
 
 
-def test_an_hours_lifetime_does_not_wait_for_next_week() -> None:
+def test_an_hours_lifetime_waits_neither_for_last_week_nor_for_the_next() -> None:
     one = active(HOUR)
     weekly = replace(POLICY, windows=("Sun 00:00-01:00",))
-    assert plan(START, [one], weekly) == Keep(until=START + 54 * 60, why="FLOOR")
+    assert plan(START, [one], weekly) == Keep(until=START + 30 * 60, why="FRACTION")
+
+
+def test_a_failure_is_tried_again_without_a_window_where_none_comes_before_the_floor() -> None:
+    lost = failed(FLOOR - DAY)
+    step = plan(FLOOR - DAY, [ACTIVE, lost], WINDOWED)
+    assert step == Keep(until=FLOOR - DAY + 900, why="RETRY")
+
+
+def test_patience_ends_with_what_is_left() -> None:
+    assert patience(START, ACTIVE) == 100 * DAY // 24
+    assert patience(END - DAY, ACTIVE) == HOUR
+    assert patience(END + DAY, ACTIVE) == 900
+    assert patience(START + HOUR, active(HOUR)) == 15
 
 
 @given(
