@@ -14,11 +14,13 @@ from kmsd import __version__
 from kmsd.alarms import alarms
 from kmsd.anchors import Anchors
 from kmsd.answers import abort
+from kmsd.counterparts import Counterparts
 from kmsd.errors import KmsdError, NotFound
 from kmsd.hsmthread import HsmThread
 from kmsd.keeper import Keeper
 from kmsd.model import (
     KEY_COMPROMISE,
+    Account,
     Active,
     Condemned,
     Credential,
@@ -28,6 +30,7 @@ from kmsd.model import (
 )
 from kmsd.movers import Movers, News
 from kmsd.outlook import Outlook
+from kmsd.preconditions import unknown_profile
 from kmsd.presence import seen
 from kmsd.revoking import Revoking
 from kmsd.rollback import Rollback
@@ -36,6 +39,7 @@ from kmsd.standby import Standby
 from kmsd.store import Store
 from kmsd.switch import Switch
 from kmsd.views import (
+    account_message,
     credential_message,
     done,
     explanation_message,
@@ -68,6 +72,7 @@ class Admin(admin_pb2_grpc.AdminServicer):
         revoking: Revoking,
         rollback: Rollback,
         outlook: Outlook,
+        counterparts: Counterparts,
         switch: Switch,
         standby: Standby,
         clock: Callable[[], int],
@@ -81,6 +86,7 @@ class Admin(admin_pb2_grpc.AdminServicer):
         self._revoking = revoking
         self._rollback = rollback
         self._outlook = outlook
+        self._counterparts = counterparts
         self._switch = switch
         self._standby = standby
         self._clock = clock
@@ -198,6 +204,17 @@ class Admin(admin_pb2_grpc.AdminServicer):
         except KmsdError as error:
             await abort(context, error)
 
+    async def RollAccountKey(
+        self, request: pb.RollAccountKeyRequest, context: Context
+    ) -> pb.Accounts:
+        try:
+            # To its end even when the caller leaves: the STI-CA may have taken the new key.
+            rolled = asyncio.create_task(self._roll(request))
+            return pb.Accounts(accounts=map(account_message, await asyncio.shield(rolled)))
+        except KmsdError as error:
+            log.warning("account_key", profile=request.profile, reason=error.reason)
+            await abort(context, error)
+
     async def GetTrust(self, request: pb.GetTrustRequest, context: Context) -> pb.Trust:
         try:
             name = self._authority(request.authority)
@@ -210,6 +227,17 @@ class Admin(admin_pb2_grpc.AdminServicer):
     async def _progress(self, credential: Credential) -> AsyncIterator[pb.Progress]:
         async for news in self._movers.news(credential.id):
             yield _progress(news, ended=isinstance(news.credential.state, ENDS))
+
+    async def _roll(self, request: pb.RollAccountKeyRequest) -> list[Account]:
+        self._store.require_acting()
+        profile = request.profile
+        if profile not in self._configuration.profiles:
+            raise unknown_profile(profile)
+        accounts = await asyncio.to_thread(self._store.accounts)
+        names = [one.issuer for one in accounts if one.profile == profile and one.url]
+        if request.issuer or not names:
+            names = [request.issuer or self._configuration.profiles[profile].issuers[0]]
+        return [await self._counterparts.roll_key(profile, name) for name in names]
 
     async def _find(self, prefix: str) -> Credential:
         return await asyncio.to_thread(self._store.find, prefix)
@@ -271,6 +299,8 @@ class Admin(admin_pb2_grpc.AdminServicer):
         credentials = await asyncio.to_thread(self._store.credentials)
         accounts = await asyncio.to_thread(self._store.accounts)
         known = {one.key_id for one in credentials} | {one.key_id for one in accounts}
+        known |= {one.coming_key_id for one in accounts if one.coming_key_id}
+        known |= {one.former.key_id for one in accounts if one.former}
         message.keys = len(inventory.ours & known)
         message.foreign_objects = inventory.foreign + len(inventory.ours - known)
         return message

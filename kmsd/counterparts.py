@@ -7,8 +7,9 @@ alone: it never signs a PASSporT, and a PASSporT key never signs for an account.
 import asyncio
 import hashlib
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -16,12 +17,23 @@ from msgspec.structs import replace
 from kmsd.acme.client import Acme
 from kmsd.authority import Authority
 from kmsd.config import mac_key, secret
-from kmsd.errors import Misconfigured, PeerRefused, Unavailable
+from kmsd.errors import (
+    KmsdError,
+    Misconfigured,
+    NotFound,
+    PeerRefused,
+    Precondition,
+    Unavailable,
+)
 from kmsd.hsm import Hsm, new_key_id
 from kmsd.hsmthread import HsmThread
 from kmsd.model import Account, BirthRecord
 from kmsd.settings import Configuration, Issuer
-from kmsd.store import Store
+from kmsd.shares import Shares
+from kmsd.store import Event, Store
+
+NO_VERDICT = frozenset({"ACME_ANSWER_MALFORMED", "ACME_REDIRECT"})
+"""Refusals by somebody who is no ACME server: whether the account has its new key is not known."""
 
 
 class HsmKey:
@@ -50,6 +62,7 @@ class Counterparts:
         self._authorities: dict[str, Authority] = {}
         self._opened = AsyncExitStack()
         self._turn = asyncio.Lock()
+        self._shares: defaultdict[tuple[str, str], Shares] = defaultdict(Shares)
 
     async def open(self) -> None:
         """Reads the secrets and roots of every authority. Raises Misconfigured."""
@@ -72,6 +85,110 @@ class Counterparts:
     async def issuer(self, profile: str, name: str) -> AsyncIterator[tuple[Acme, Account]]:
         """The STI-CA called `name`, with the profile's account there made and stored."""
         self._settings(name)  # before a key is made for it
+        await self._finish(profile, name)
+        async with self._shares[profile, name].shared(), self._lent(profile, name) as lent:
+            yield lent
+
+    async def roll_key(self, profile: str, name: str) -> Account:
+        """The account with a new key (RFC 8555 section 7.3.5); the old one is destroyed.
+
+        Stored before it is begun: after a crash, and after Unavailable, whoever uses the account
+        next goes on with it first, so that no step is taken with a key the STI-CA has forgotten.
+        Raises Precondition (ACCOUNT_NONE), and as Acme.roll_key: then the account keeps its key.
+        """
+        self._settings(name)
+        async with self._shares[profile, name].alone():
+            account = await asyncio.to_thread(self._store.account, profile, name)
+            if account is None or not account.url:
+                raise Precondition(
+                    "ACCOUNT_NONE",
+                    f"Profile {profile} has no account at STI-CA {name} yet.",
+                    next_step="The first order makes it, with a new key.",
+                    profile=profile,
+                    issuer=name,
+                )
+            if not account.coming_key_id:
+                account = replace(account, coming_key_id=new_key_id())
+                await self._save(account, "account_key_begun")
+            return await self._rolled(account)
+
+    async def settle(self) -> None:
+        """Ends every change of an account's key that was begun. What goes wrong is tried again by
+        whoever uses the account, and here the next time."""
+        for account in await asyncio.to_thread(self._store.accounts):
+            with suppress(KmsdError):
+                await self._finish(account.profile, account.issuer)
+
+    async def _finish(self, profile: str, name: str) -> None:
+        account = await asyncio.to_thread(self._store.account, profile, name)
+        if account is None or not (account.coming_key_id or account.former):
+            return
+        async with self._shares[profile, name].alone():
+            account = await asyncio.to_thread(self._store.account, profile, name)
+            if account is not None and account.coming_key_id:
+                try:
+                    await self._rolled(account)
+                except PeerRefused as error:
+                    if error.reason in NO_VERDICT:
+                        raise  # else the account keeps its key, and can be used
+            elif account is not None:
+                await self._without_former(account)
+
+    async def _rolled(self, account: Account) -> Account:
+        assert account.birth is not None  # noqa: S101  an account with a URL has a key
+        label = f"kmsd account {account.profile} {account.issuer}"
+        made_at = int(time.time())
+        birth = await self._hsm(Hsm.generate, account.coming_key_id, label, made_at)
+        # Not by `issuer`: that would make a new account for a key which the STI-CA has forgotten.
+        client = self.client(account.issuer, self.key(account.birth), account.url)
+        async with client as acme:
+            try:
+                url = await acme.roll_key(self.key(birth))
+            except PeerRefused as error:
+                if error.reason not in NO_VERDICT:
+                    gone = error.reason == "ACME_ACCOUNT_DOES_NOT_EXIST"
+                    stays = replace(account, coming_key_id="", former=birth)
+                    stays = replace(stays, url="") if gone else stays
+                    await self._save(stays, "account_key", error.reason)
+                    await self._without_former(stays)
+                raise
+        rolled = replace(
+            account,
+            key_id=birth.key_id,
+            birth=birth,
+            url=url,
+            coming_key_id="",
+            former=account.birth,
+        )
+        await self._save(rolled, "account_key")
+        return await self._without_former(rolled)
+
+    async def _without_former(self, account: Account) -> Account:
+        """Destroys the key that the account has no more, now or when the HSM is back."""
+        if account.former is None:
+            return account
+        try:
+            await self._hsm(Hsm.destroy, account.former.key_id, account.former.public_key)
+        except NotFound:
+            pass  # done before, by us or by a person
+        except KmsdError:
+            return account
+        cleared = replace(account, former=None)
+        await asyncio.to_thread(self._store.save_account, cleared)
+        return cleared
+
+    async def _save(self, account: Account, what: str, outcome: str = "ok") -> None:
+        event = Event(
+            int(time.time()),
+            what,
+            outcome,
+            account.profile,
+            detail={"issuer": account.issuer, "key": account.key_id},
+        )
+        await asyncio.to_thread(self._store.save_account, account, event)
+
+    @asynccontextmanager
+    async def _lent(self, profile: str, name: str) -> AsyncIterator[tuple[Acme, Account]]:
         account = await self.account(profile, name)
         assert account.birth is not None  # noqa: S101  account() made the key
         key = self.key(account.birth)

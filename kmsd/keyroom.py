@@ -10,7 +10,7 @@ import fcntl
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from pathlib import Path
 
 import structlog
@@ -21,7 +21,7 @@ from kmsd.anchors import CRL_EVERY, Anchors
 from kmsd.candidates import Candidates
 from kmsd.config import anew
 from kmsd.counterparts import Counterparts
-from kmsd.errors import Precondition
+from kmsd.errors import KmsdError, Precondition
 from kmsd.hsmthread import HsmThread
 from kmsd.issuance import Issuance
 from kmsd.keeper import Keeper
@@ -39,6 +39,8 @@ from kmsd.switch import Switch
 
 REFRESH_EVERY = min(CRL_EVERY, 300)
 """Seconds between two looks at whether trust material is due."""
+SETTLE_EVERY = 60
+"""Seconds between two looks at whether an account's key change was left unfinished."""
 
 log = structlog.get_logger()
 
@@ -86,6 +88,7 @@ async def run(configuration: Configuration) -> int:
             revoking,
             rollback,
             Outlook(configuration, store, clock),
+            counterparts,
             switch,
             standby,
             clock,
@@ -106,6 +109,7 @@ async def run(configuration: Configuration) -> int:
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(keeper.run())
                     tasks.create_task(revoking.run())
+                    tasks.create_task(_settle(counterparts))
                     tasks.create_task(_refresh(anchors, configuration))
             finally:
                 await movers.close()
@@ -147,6 +151,14 @@ def _bound(listener: Listener, configuration: Configuration) -> Iterator[None]:
             os.umask(mask)
         path.chmod(int(configuration.keeper.socket_mode, 8))
         yield
+
+
+async def _settle(counterparts: Counterparts) -> None:
+    """Ends the key changes of accounts that were begun before a restart, or failed."""
+    while True:
+        with suppress(KmsdError):
+            await counterparts.settle()
+        await asyncio.sleep(SETTLE_EVERY)
 
 
 async def _refresh(anchors: Anchors, configuration: Configuration) -> None:

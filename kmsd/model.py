@@ -246,7 +246,9 @@ class Credential(Value, frozen=True):
 class Account(Value, frozen=True):
     """An ACME account of one profile at one issuer; its key is in the HSM.
 
-    url is empty until the STI-CA created the account.
+    url is empty until the STI-CA created the account. coming_key_id: CKA_ID of the key that the
+    account is to have next; stored before that key is made, empty: none is. former: of a key that
+    is none of an account's any more, and is still to be destroyed.
     """
 
     profile: str
@@ -254,6 +256,8 @@ class Account(Value, frozen=True):
     key_id: str
     birth: BirthRecord | None = None
     url: str = ""
+    coming_key_id: str = ""
+    former: BirthRecord | None = None
 
 
 class TrustList(Value, frozen=True):

@@ -8,11 +8,12 @@ from collections.abc import Iterable
 
 from kmsapi.v1 import admin_pb2 as pb
 
-from kmsd import settings
+from kmsd import jose, settings
 from kmsd.enrollment import ON_THE_WAY, birth_of, certificate_of, x5u_of
 from kmsd.explain import Explanation
 from kmsd.forecast import Planned
 from kmsd.model import (
+    Account,
     Active,
     Authorized,
     BirthRecord,
@@ -194,6 +195,17 @@ def planned_message(planned: Planned) -> pb.Planned:
         credential=planned.credential,
         what=planned.what.value,
         why=planned.why,
+    )
+
+
+def account_message(account: Account) -> pb.Account:
+    key = account.birth.public_key if account.birth else b""
+    return pb.Account(
+        profile=account.profile,
+        issuer=account.issuer,
+        url=account.url,
+        key_id=account.key_id,
+        thumbprint=jose.b64url(jose.thumbprint(key)) if key else "",
     )
 
 

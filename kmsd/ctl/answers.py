@@ -12,6 +12,8 @@ from kmsapi.v1 import admin_pb2 as pb
 
 from kmsd.ctl.output import (
     REVOCATION_CODES,
+    Account,
+    AccountsDocument,
     Alarm,
     Birth,
     Certificate,
@@ -160,6 +162,21 @@ def plan(answer: pb.Calendar) -> PlanDocument:
             for one in answer.entries
         ),
         cut=answer.cut,
+    )
+
+
+def accounts(answer: pb.Accounts) -> AccountsDocument:
+    return AccountsDocument(
+        accounts=tuple(
+            Account(
+                profile=one.profile,
+                issuer=one.issuer,
+                url=one.url,
+                key_id=one.key_id,
+                thumbprint=one.thumbprint,
+            )
+            for one in answer.accounts
+        )
     )
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import kmsd
-from kmsd.ctl import changing, foresight, looking, output, signing, verify
+from kmsd.ctl import accounts, changing, foresight, looking, output, signing, verify
 from kmsd.ctl.failure import MEANINGS, ExitCode, UsageError
 from kmsd.ctl.invocation import DEFAULT_CONFIG, UNARY_TIMEOUT, Invocation, Output
 
@@ -42,6 +42,11 @@ def application() -> typer.Typer:
     app.callback()(_global)
     for command, short_help in _COMMANDS:
         app.command(command.__name__, short_help=short_help)(command)
+    for group, (words, commands) in _GROUPS.items():
+        under = typer.Typer(help=words, rich_markup_mode=None, no_args_is_help=True)
+        for command, short_help in commands:
+            under.command(command.__name__, short_help=short_help)(command)
+        app.add_typer(under, name=group)
     return app
 
 
@@ -139,3 +144,10 @@ _COMMANDS: tuple[tuple[Callable[..., Any], str], ...] = (
     (verify.verify, "Verify an Identity header as a callee would."),
     (schema, "Print the JSON Schema of -o json."),
 )
+_Command = tuple[Callable[..., Any], str]
+_GROUPS: dict[str, tuple[str, tuple[_Command, ...]]] = {
+    "account": (
+        "ACME accounts at the STI-CAs.",
+        ((accounts.roll, "Give an account a new key."),),
+    ),
+}

@@ -3,6 +3,7 @@
 from rich.console import Group, RenderableType
 
 from kmsd.ctl.output import (
+    AccountsDocument,
     Birth,
     Credential,
     CredentialDocument,
@@ -51,6 +52,20 @@ def explanations(document: ExplanationDocument, page: Page) -> RenderableType:
             rows.append(("when", page.when(one.next_at), ""))
         if one.command:
             rows.append(("next", one.command, "bold"))
+        parts += ["", facts(rows)] if parts else [facts(rows)]
+    return Group(*parts)
+
+
+def accounts(document: AccountsDocument, page: Page) -> RenderableType:
+    """Each account and the key it has now."""
+    parts: list[RenderableType] = []
+    for one in document.accounts:
+        rows = [
+            ("account", f"of {one.profile} at {one.issuer}", "bold"),
+            ("url", one.url, ""),
+            ("key id", one.key_id, ""),
+            ("thumbprint", one.thumbprint, ""),
+        ]
         parts += ["", facts(rows)] if parts else [facts(rows)]
     return Group(*parts)
 

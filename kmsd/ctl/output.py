@@ -274,6 +274,23 @@ class PlanDocument(Document, frozen=True, kw_only=True):
     cut: bool
 
 
+class Account(Part, frozen=True, kw_only=True):
+    """An ACME account. thumbprint: of its key (RFC 7638), base64url."""
+
+    profile: str
+    issuer: str
+    url: str
+    key_id: str
+    thumbprint: str
+
+
+class AccountsDocument(Document, frozen=True, kw_only=True):
+    """Accounts as they are now."""
+
+    kind: Literal["accounts"] = "accounts"
+    accounts: tuple[Account, ...]
+
+
 class IdentityDocument(Document, frozen=True, kw_only=True):
     """identity: the value of the SIP Identity header field (RFC 8224 section 4)."""
 
@@ -323,6 +340,7 @@ PRINTED_BY: dict[str, type[Document] | tuple[type[Document], ...]] = {
     "revoke": (ProgressDocument, CredentialDocument),
     "destroy": CredentialDocument,
     "restore": CredentialDocument,
+    "account roll": AccountsDocument,
     "sign": IdentityDocument,
     "verify": VerificationDocument,
 }

@@ -29,6 +29,7 @@ from kmsd.ctl.failure import MEANINGS
 from kmsd.ctl.invocation import hoisted
 from kmsd.errors import Invalid, KmsdError, NotFound, PeerRefused, Unavailable
 from tests.unit.test_ctl_screens import (
+    ACCOUNTS,
     ACTIVE,
     ALPHA,
     BORN,
@@ -106,6 +107,10 @@ class Keeper(AdminServicer):
         return ACTIVE
 
     Restore = Destroy
+
+    def RollAccountKey(self, request: Any, context: Any) -> pb.Accounts:
+        self._met(request, context)
+        return ACCOUNTS
 
     def GetTrust(self, request: Any, context: Any) -> pb.Trust:
         self._met(request, context)
@@ -194,6 +199,7 @@ def test_an_alarm_with_a_next_step_ends_status_with_4(keeper: Keeper, kmsctl: Ru
         (["destroy", "1a2b", "--yes"], "destroy"),
         (["restore", "1a2b"], "restore"),
         (["explain", "alpha"], "explain"),
+        (["account", "roll", "alpha"], "account roll"),
         (["plan", "--days", "400", "--profile", "alpha"], "plan"),
     ],
 )
@@ -638,7 +644,7 @@ def test_the_schema_of_every_document_can_be_had(kmsctl: Run) -> None:
     }
     assert kinds == {
         *("status", "profiles", "credentials", "credential", "progress"),
-        *("explanation", "plan"),
+        *("explanation", "plan", "accounts"),
         *("identity", "verification", "error"),
     }
 
@@ -658,16 +664,16 @@ def test_without_a_command_there_is_help(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_every_commands_help_has_an_example(kmsctl: Run) -> None:
     for command in _commands():
-        code, out, _ = kmsctl(command, "--help")
+        code, out, _ = kmsctl(*command.split(), "--help")
         assert code == 0
         assert f"\n    kmsctl {command}" in out, command
 
 
 def test_the_man_page_lists_every_command_and_option(kmsctl: Run) -> None:
     page = MAN.read_text()
-    listed = re.findall(r"^\.It Ic (\S+)", page, re.MULTILINE)
-    assert listed == _commands()
-    helps = [kmsctl("--help")[1], *(kmsctl(command, "--help")[1] for command in _commands())]
+    listed = re.findall(r"^\.It Ic (\S+(?: [a-z]\S*)?)(?=$| )", page, re.MULTILINE)
+    assert sorted(listed) == _commands()
+    helps = [kmsctl(*command.split(), "--help")[1] for command in ("", *_commands())]
     for option in set(re.findall(r"--([a-z0-9-]+)", "".join(helps))) - {"help"}:
         assert f"Fl -{option}" in page or option.startswith(("install-", "show-")), option
 
@@ -681,7 +687,16 @@ def test_the_man_page_lists_every_exit_code() -> None:
 
 
 def _commands() -> list[str]:
-    return [str(command.name) for command in application().registered_commands]
+    """Every command as it is typed, those of groups behind their group's name."""
+    app = application()
+    alone = [str(command.name) for command in app.registered_commands]
+    grouped = [
+        f"{group.name} {command.name}"
+        for group in app.registered_groups
+        if group.typer_instance is not None
+        for command in group.typer_instance.registered_commands
+    ]
+    return sorted(alone + grouped)
 
 
 @contextlib.contextmanager

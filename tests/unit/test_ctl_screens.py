@@ -261,6 +261,18 @@ CALENDAR = pb.Calendar(
     ],
     cut=True,
 )
+ACCOUNTS = pb.Accounts(
+    accounts=[
+        pb.Account(
+            profile="alpha",
+            issuer=issuer,
+            url=f"https://{issuer}.example.net/acme/account/17",
+            key_id=ALPHA * 2,
+            thumbprint="NzbLsXh8uDCcd-6MNwXF4W_7noWXFZAfHkxZsRGC9Xs",
+        )
+        for issuer in ("ca-one", "ca-two")
+    ]
+)
 SCREENS: dict[str, Callable[[Page], RenderableType]] = {
     "status-well": _status(WELL),
     "status-in-trouble": _status(in_trouble()),
@@ -279,6 +291,7 @@ SCREENS: dict[str, Callable[[Page], RenderableType]] = {
     "explanation-none": lambda on: details.explanations(answers.explanations(NEVER), on),
     "plan": lambda on: tables.plan(answers.plan(CALENDAR), on),
     "plan-of-nothing": lambda on: tables.plan(answers.plan(pb.Calendar(now=NOW, days=1)), on),
+    "accounts": lambda on: details.accounts(answers.accounts(ACCOUNTS), on),
     "verification-fails": lambda on: details.verification(
         VerificationDocument(
             verified=False,

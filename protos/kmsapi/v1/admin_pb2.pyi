@@ -1061,6 +1061,94 @@ class RestoreRequest(_message.Message):
 Global___RestoreRequest: _TypeAlias = RestoreRequest  # noqa: Y015
 
 @_typing.final
+class RollAccountKeyRequest(_message.Message):
+    """Which accounts get new keys."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROFILE_FIELD_NUMBER: _builtins.int
+    ISSUER_FIELD_NUMBER: _builtins.int
+    profile: _builtins.str
+    """Name of the profile, as in the configuration."""
+    issuer: _builtins.str
+    """STI-CA, by its name in the configuration; empty: every one where the profile has an account."""
+    def __init__(
+        self,
+        *,
+        profile: _builtins.str = ...,
+        issuer: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["issuer", b"issuer", "profile", b"profile"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RollAccountKeyRequest: _TypeAlias = RollAccountKeyRequest  # noqa: Y015
+
+@_typing.final
+class Accounts(_message.Message):
+    """ACME accounts of one profile."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def accounts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Account]:
+        """As they are now, in the order of the STI-CAs' names."""
+
+    def __init__(
+        self,
+        *,
+        accounts: _abc.Iterable[Global___Account] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Accounts: _TypeAlias = Accounts  # noqa: Y015
+
+@_typing.final
+class Account(_message.Message):
+    """An ACME account (RFC 8555 section 7.1.2)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROFILE_FIELD_NUMBER: _builtins.int
+    ISSUER_FIELD_NUMBER: _builtins.int
+    URL_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    THUMBPRINT_FIELD_NUMBER: _builtins.int
+    profile: _builtins.str
+    """Name of the profile, as in the configuration."""
+    issuer: _builtins.str
+    """STI-CA, by its name in the configuration."""
+    url: _builtins.str
+    """URL of the account at the STI-CA."""
+    key_id: _builtins.str
+    """CKA_ID (PKCS#11) of the account's key pair, 32 lower-case hex digits."""
+    thumbprint: _builtins.str
+    """JWK thumbprint of the account's public key (RFC 7638), SHA-256 in base64url."""
+    def __init__(
+        self,
+        *,
+        profile: _builtins.str = ...,
+        issuer: _builtins.str = ...,
+        url: _builtins.str = ...,
+        key_id: _builtins.str = ...,
+        thumbprint: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["issuer", b"issuer", "key_id", b"key_id", "profile", b"profile", "thumbprint", b"thumbprint", "url", b"url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Account: _TypeAlias = Account  # noqa: Y015
+
+@_typing.final
 class GetTrustRequest(_message.Message):
     """Whose trust material to give."""
 

@@ -95,6 +95,11 @@ class AdminStub:
                 request_serializer=kmsapi_dot_v1_dot_admin__pb2.RestoreRequest.SerializeToString,
                 response_deserializer=kmsapi_dot_v1_dot_admin__pb2.Credential.FromString,
                 _registered_method=True)
+        self.RollAccountKey = channel.unary_unary(
+                '/kmsapi.v1.Admin/RollAccountKey',
+                request_serializer=kmsapi_dot_v1_dot_admin__pb2.RollAccountKeyRequest.SerializeToString,
+                response_deserializer=kmsapi_dot_v1_dot_admin__pb2.Accounts.FromString,
+                _registered_method=True)
         self.GetTrust = channel.unary_unary(
                 '/kmsapi.v1.Admin/GetTrust',
                 request_serializer=kmsapi_dot_v1_dot_admin__pb2.GetTrustRequest.SerializeToString,
@@ -195,6 +200,14 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RollAccountKey(self, request, context):
+        """Gives a profile's ACME accounts new keys (RFC 8555 section 7.3.5) and destroys the old ones. What
+        was begun is ended by the keeper, also after a failure or a restart.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetTrust(self, request, context):
         """The trust material of an STI-PA's domain as last accepted (trusted STI-CA list, CRL).
         """
@@ -264,6 +277,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Restore,
                     request_deserializer=kmsapi_dot_v1_dot_admin__pb2.RestoreRequest.FromString,
                     response_serializer=kmsapi_dot_v1_dot_admin__pb2.Credential.SerializeToString,
+            ),
+            'RollAccountKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollAccountKey,
+                    request_deserializer=kmsapi_dot_v1_dot_admin__pb2.RollAccountKeyRequest.FromString,
+                    response_serializer=kmsapi_dot_v1_dot_admin__pb2.Accounts.SerializeToString,
             ),
             'GetTrust': grpc.unary_unary_rpc_method_handler(
                     servicer.GetTrust,
@@ -596,6 +614,33 @@ class Admin:
             '/kmsapi.v1.Admin/Restore',
             kmsapi_dot_v1_dot_admin__pb2.RestoreRequest.SerializeToString,
             kmsapi_dot_v1_dot_admin__pb2.Credential.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollAccountKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kmsapi.v1.Admin/RollAccountKey',
+            kmsapi_dot_v1_dot_admin__pb2.RollAccountKeyRequest.SerializeToString,
+            kmsapi_dot_v1_dot_admin__pb2.Accounts.FromString,
             options,
             channel_credentials,
             insecure,

@@ -66,6 +66,10 @@ class AdminStub:
     """
     Restore: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RestoreRequest, _admin_pb2.Credential]
     """Takes back a scheduled destruction, or a revocation that waits for a new credential."""
+    RollAccountKey: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RollAccountKeyRequest, _admin_pb2.Accounts]
+    """Gives a profile's ACME accounts new keys (RFC 8555 section 7.3.5) and destroys the old ones. What
+    was begun is ended by the keeper, also after a failure or a restart.
+    """
     GetTrust: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetTrustRequest, _admin_pb2.Trust]
     """The trust material of an STI-PA's domain as last accepted (trusted STI-CA list, CRL)."""
 
@@ -107,6 +111,10 @@ class AdminAsyncStub(AdminStub):
     """
     Restore: _aio.UnaryUnaryMultiCallable[_admin_pb2.RestoreRequest, _admin_pb2.Credential]  # type: ignore[assignment]
     """Takes back a scheduled destruction, or a revocation that waits for a new credential."""
+    RollAccountKey: _aio.UnaryUnaryMultiCallable[_admin_pb2.RollAccountKeyRequest, _admin_pb2.Accounts]  # type: ignore[assignment]
+    """Gives a profile's ACME accounts new keys (RFC 8555 section 7.3.5) and destroys the old ones. What
+    was begun is ended by the keeper, also after a failure or a restart.
+    """
     GetTrust: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetTrustRequest, _admin_pb2.Trust]  # type: ignore[assignment]
     """The trust material of an STI-PA's domain as last accepted (trusted STI-CA list, CRL)."""
 
@@ -217,6 +225,16 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.Credential, _abc.Awaitable[_admin_pb2.Credential]]:
         """Takes back a scheduled destruction, or a revocation that waits for a new credential."""
+
+    @_abc_1.abstractmethod
+    def RollAccountKey(
+        self,
+        request: _admin_pb2.RollAccountKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.Accounts, _abc.Awaitable[_admin_pb2.Accounts]]:
+        """Gives a profile's ACME accounts new keys (RFC 8555 section 7.3.5) and destroys the old ones. What
+        was begun is ended by the keeper, also after a failure or a restart.
+        """
 
     @_abc_1.abstractmethod
     def GetTrust(
