@@ -3,6 +3,7 @@
 #   make demo [ONCE=1]   the whole main job on this machine, step by step
 #   make test [T=...]    every test (T: what pytest should be given instead)
 #   make bench [QUICK=1] how fast it signs, against the HSM alone and against others
+#   make bench-lifecycle how fast it enrolls, and what ten thousand idle profiles cost
 #   make lint            style, types, layers, generated code
 #   make protos          regenerate the gRPC code
 #   make clean           remove what was made here
@@ -21,11 +22,11 @@ PURE   := kmsd/canonical.py,kmsd/certs.py,kmsd/counters.py,kmsd/crl.py,kmsd/enro
           kmsd/tnauthlist.py,kmsd/trust.py,kmsd/verification.py
 MODULE ?= /usr/lib/softhsm/libsofthsm2.so
 
-.PHONY: help demo test bench lint protos setup setup-dev setup-test setup-bench clean
+.PHONY: help demo test bench bench-lifecycle lint protos setup setup-dev setup-test setup-bench clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '3,8s/^# \{0,3\}//p' Makefile
+	@sed -n '3,9s/^# \{0,3\}//p' Makefile
 
 demo: setup
 	@$(BIN)/kmsd demo --module $(MODULE) $(if $(ONCE),--once)
@@ -36,6 +37,9 @@ test: setup-test setup-dev
 
 bench: setup-bench
 	@QUICK=$(QUICK) $(BIN)/python -m tests.bench
+
+bench-lifecycle: setup setup-dev
+	@$(BIN)/python -m tests.bench.lifecycle
 
 lint: setup-dev
 	$(BIN)/ruff check
