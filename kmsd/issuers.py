@@ -108,10 +108,7 @@ def after_failure(
         return before
     failures = before.failures + 1 if before is not None and before.klass is klass else 1
     asked = math.ceil(error.retry_after) if isinstance(error, Unavailable) else 0
-    if asked and klass is FailureClass.RATE_LIMITED and failures == 1:
-        pause = asked  # it knows best, the first time
-    else:
-        pause = max(_pause(klass, failures, f"{issuer} {whose} {now}"), asked)
+    pause = max(_pause(klass, failures, asked, f"{issuer} {whose} {now}"), asked)
     return Health(
         issuer=issuer,
         failures=failures,
@@ -130,13 +127,18 @@ def all_refuse(names: Iterable[str], healths: Iterable[Health], now: int) -> boo
     return said_no.issuperset(names)
 
 
-def _pause(klass: FailureClass, failures: int, seed: str) -> int:
-    """Seconds, three quarters to five quarters of the class's: not all come back at once."""
+def _pause(klass: FailureClass, failures: int, asked: int, seed: str) -> int:
+    """Seconds, three quarters to five quarters of the class's: not all come back at once.
+
+    asked: what the STI-CA wants, 0 when it does not say.
+    """
     if klass in FORGIVEN_ONCE:
         failures -= 1
         if not failures:
             return 0
     first, longest = PAUSES[klass]
+    if klass is FailureClass.RATE_LIMITED and asked:
+        first = asked  # it knows best, and is believed less each time it does not help
     full = min(first << min(failures - 1, 20), longest)
     dice = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:4], "big")
     return full * 3 // 4 + (full // 2 * dice >> 32)

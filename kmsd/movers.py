@@ -8,6 +8,7 @@ people may ask of it, is the `keeper`'s business.
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
 from itertools import chain
 
 import structlog
@@ -19,6 +20,7 @@ from kmsd.enrollment import (
     Action,
     Deferred,
     Ended,
+    KeyMade,
     Outcome,
     Superseded,
     Wait,
@@ -35,8 +37,6 @@ from kmsd.switch import Switch
 
 GIVEN_UP_WITHIN = 5.0
 """Seconds that somebody who gives a credential up waits for the step that is under way."""
-CREDENTIALS_AT_ONCE = 16
-"""Credentials that move at the same time; the rest wait their turn."""
 
 log = structlog.get_logger()
 
@@ -68,7 +68,6 @@ class Movers:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._awake: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._unwanted: set[str] = set()
-        self._slots = asyncio.Semaphore(CREDENTIALS_AT_ONCE)
         self._listeners: dict[str, set[asyncio.Queue[News | None]]] = {}
 
     def move(self, credential_id: str) -> None:
@@ -150,25 +149,27 @@ class Movers:
 
     async def _move(self, credential_id: str) -> None:
         """Perform, advance, persist, repeat, until there is nothing to do but wait."""
-        insisted = False
+        awake = self._awake[credential_id]
+        insists = False
         while True:
             try:
                 credential = await asyncio.to_thread(self._store.credential, credential_id)
                 if self._is_unwanted(credential) and self._may_end(credential):
                     await self._persist(credential, self._given_up(credential), "GiveUp")
                     return
-                due = replace(credential, trouble=None) if insisted else credential
-                insisted = False
+                insists = insists or awake.is_set()
+                awake.clear()
+                due = replace(credential, trouble=None) if insists else credential
                 action = next_action(due, self._clock())
                 if isinstance(action, Wait):
                     if not isinstance(credential.state, ON_THE_WAY):
                         return
-                    insisted = await self._woken(credential_id, action.until)
+                    await self._sleep(awake, action.until)
                     continue  # it is read again: it may have been revoked meanwhile
-                async with self._slots:
-                    self._store.require_acting()  # no step into the world by who was replaced
-                    outcome = await self._perform(credential, action)
+                self._store.require_acting()  # no step into the world by who was replaced
+                outcome = await self._perform(credential, action, insists)
                 await self._persist(credential, outcome, type(action).__name__)
+                insists = insists and isinstance(outcome, KeyMade)  # it is the order they want
             except KmsdError as error:  # the store: nothing was changed, the step is repeated
                 log.error("not_stored", credential=credential_id, reason=error.reason)
                 await asyncio.sleep(5)
@@ -190,19 +191,16 @@ class Movers:
             next_step="kmsctl enroll or kmsctl rotate begins anew.",
         )
 
-    async def _woken(self, credential_id: str, until: int) -> bool:
-        """Waits; whether somebody wants the next step now."""
-        awake = self._awake[credential_id]
-        try:
+    async def _sleep(self, awake: asyncio.Event, until: int) -> None:
+        """Until then, a minute at most, or until somebody wants the next step now."""
+        with suppress(TimeoutError):
             await asyncio.wait_for(awake.wait(), min(max(until - self._clock(), 0.2), 60))
-        except TimeoutError:
-            return False
-        awake.clear()
-        return True
 
-    async def _perform(self, credential: Credential, action: Action) -> Outcome:
+    async def _perform(self, credential: Credential, action: Action, insists: bool) -> Outcome:
         try:
-            return await self._steps.perform(credential, action)
+            return await self._steps.perform(credential, action, insisted=insists)
+        except KmsdError:
+            raise
         except Exception:
             # A defect. The credential stays where it is, visibly in trouble, and so do the others.
             log.exception("step_broke", credential=credential.id, action=type(action).__name__)
@@ -228,6 +226,7 @@ class Movers:
         if isinstance(after.state, Active):
             changed += await self._retired(after, now)
         saved = await asyncio.to_thread(self._store.save_all, changed, event)
+        await self._switch.announce(after)
         line = log.warning if reason else log.info
         line(
             "step",
