@@ -58,7 +58,7 @@ DOORS: tuple[tuple[Any, str, Name], ...] = (
 class Keepers:
     """The nursery from the test's side; at most one keeper lives at a time."""
 
-    def __init__(self, child: "subprocess.Popen[str]", armed: Path) -> None:
+    def __init__(self, child: "subprocess.Popen[bytes]", armed: Path) -> None:
         self._child = child
         self._armed = armed
         self._told = ""
@@ -68,8 +68,7 @@ class Keepers:
         """Another keeper; not waited for."""
         assert self.pid == 0
         assert self._child.stdin is not None
-        self._child.stdin.write("\n")
-        self._child.stdin.flush()
+        self._child.stdin.write(b"\n")
         until("it is born", self._hears)
         self.pid = int(self._told)
 
@@ -91,16 +90,18 @@ class Keepers:
 
     def kill(self) -> None:
         """kill -9 from outside, wherever it is; nothing if none lives."""
-        if self.pid:
+        if self.pid and not self._hears():
             os.kill(self.pid, signal.SIGKILL)
-            self.until_dead()
+            until("the keeper is dead", self._hears)
+        self.pid = 0
 
     def _hears(self) -> bool:
         assert self._child.stdout is not None
-        assert self._child.poll() is None, "the nursery has ended; why is in the keeper's log"
+        assert self._child.poll() is None, "the nursery has ended"
+        # Without a buffer: a line that is in one is nothing to be read any more, says select.
         if not select.select([self._child.stdout], [], [], 0)[0]:
             return False
-        self._told = self._child.stdout.readline()
+        self._told = self._child.stdout.readline().decode()
         return True
 
 
@@ -111,9 +112,8 @@ def nursery(config: Path, folder: Path) -> Iterator[Keepers]:
     armed.write_text("")
     paths = [str(path) for path in (config, folder / "keeper.log", armed)]
     words = [sys.executable, "-m", "tests.system.killed", *paths]
-    with subprocess.Popen(
-        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-    ) as child:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe, bufsize=0) as child:
         keepers = Keepers(child, armed)
         try:
             yield keepers
