@@ -276,7 +276,16 @@ class Admin(admin_pb2_grpc.AdminServicer):
         )
         trouble = self._standby.trouble
         status.standing_by = trouble.message if trouble else ""
-        status.alarms.extend(alarms(status, signers, None if self._standby.waits else trouble))
+        agenda = self._store.agenda
+        status.alarms.extend(
+            alarms(
+                status,
+                signers,
+                None if self._standby.waits else trouble,
+                healths=await asyncio.to_thread(agenda.healths),
+                distrusted=await asyncio.to_thread(agenda.distrusted),
+            )
+        )
         return status
 
     async def _hsm_status(self) -> pb.HsmStatus:

@@ -3,20 +3,28 @@
 An alarm with a next step needs a person; one without heals by itself.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from kmsapi.v1 import admin_pb2 as pb
 
 from kmsd.errors import KmsdError
+from kmsd.issuers import NO, Health
 from kmsd.presence import Seen
+from kmsd.standing import Distrusted
 
 
 def alarms(
-    status: pb.Status, signers: Sequence[Seen], store: KmsdError | None = None
+    status: pb.Status,
+    signers: Sequence[Seen],
+    store: KmsdError | None = None,
+    *,
+    healths: Iterable[Health] = (),
+    distrusted: Iterable[Distrusted] = (),
 ) -> Iterator[pb.Alarm]:
     """The alarms of a status, worst first as far as one can tell.
 
-    store: why nothing can be changed, where that is not as it should be.
+    store: why nothing can be changed, where that is not as it should be. healths: how STI-CAs
+    fared. distrusted: credentials that the STI-PA disowns.
     """
     if store is not None:
         yield _alarm(store.reason, "store", store.message, store.next_step)
@@ -25,10 +33,16 @@ def alarms(
     if not signers:
         text = "No signer has ever run on this host: nothing is signed."
         yield _alarm("SIGNER_NONE", "signers", text, "systemctl start kmsd-signer@1")
-    for one in signers:
-        yield from _signer(one, status.epoch)
+    for signer in signers:
+        yield from _signer(signer, status.epoch)
+    for one in distrusted:
+        yield from _distrusted(one, status)
+    told = []
     for profile in status.profiles:
-        yield from _profile(profile, status.now)
+        for alarm in _profile(profile, status.now):
+            told.append(alarm.reason)
+            yield alarm
+    yield from _issuers([one for one in healths if one.reason not in told], status.now)
     for trust in status.trust:
         if trust.trouble:
             yield _alarm("TRUST_REFRESH_FAILED", trust.authority, trust.trouble)
@@ -70,6 +84,13 @@ def _profile(profile: pb.Profile, now: int) -> Iterator[pb.Alarm]:
     name, active, coming = profile.name, profile.active, profile.coming
     if profile.HasField("coming") and coming.trouble_reason:
         yield _alarm(coming.trouble_reason, name, coming.trouble, coming.next_step)
+    if profile.HasField("active") and active.issuer in profile.issuers[1:]:
+        yield _alarm(
+            "ISSUER_FAILED_OVER",
+            name,
+            f"The certificate of {name} is from {active.issuer}: {profile.issuers[0]} did not "
+            "issue one. It is asked again for the next one.",
+        )
     if not profile.HasField("active"):
         if not profile.HasField("coming"):
             yield _alarm(
@@ -93,6 +114,31 @@ def _profile(profile: pb.Profile, now: int) -> Iterator[pb.Alarm]:
             f"The certificate of {name} should have been renewed and expires soon.",
             f"kmsctl credentials --profile {name}",
             active.not_after - _last_part(active),
+        )
+
+
+def _distrusted(one: Distrusted, status: pb.Status) -> Iterator[pb.Alarm]:
+    if not any(each.active.id == one.credential for each in status.profiles):
+        return  # it signs no more
+    text = f"{one.message} Verifiers do not believe what {one.profile} signs."
+    advice = f"Another credential is on its way by itself: kmsctl explain {one.credential}"
+    yield _alarm(one.reason, one.profile, text, advice, one.at)
+
+
+def _issuers(healths: Sequence[Health], now: int) -> Iterator[pb.Alarm]:
+    """STI-CAs that are not asked for a while, and that no profile waits for: another one is."""
+    kinds = dict.fromkeys((health.issuer, health.klass) for health in healths if health.until > now)
+    for issuer, klass in kinds:
+        same = [h for h in healths if (h.issuer, h.klass) == (issuer, klass) and h.until > now]
+        profiles = sorted({health.profile for health in same} - {""})
+        whose = f" ({', '.join(profiles[:3])}{', ...' if len(profiles) > 3 else ''})"
+        yield _alarm(
+            "ISSUER_IN_BACK_OFF",
+            issuer,
+            f"STI-CA {issuer} is left alone for a while{whose if profiles else ''}: "
+            f"{same[0].message}",
+            "Show it to the STI-CA." if klass in NO else "",
+            min(health.since for health in same),
         )
 
 

@@ -40,6 +40,7 @@ class Anchors:
         self._counterparts = counterparts
         self._clock = clock
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._versions: defaultdict[str, int] = defaultdict(int)
         self._setbacks: dict[tuple[str, str], tuple[int, KmsdError]] = {}
 
     def trouble(self, authority: str) -> KmsdError | None:
@@ -48,6 +49,10 @@ class Anchors:
             if (setback := self._setbacks.get((authority, what))) is not None:
                 return setback[1]
         return None
+
+    def version(self, authority: str) -> int:
+        """Another number whenever the material is another one; counted from the start."""
+        return self._versions[authority]
 
     async def material(self, authority: str) -> Material:
         """The last good material, refreshed when it is due.
@@ -113,6 +118,7 @@ class Anchors:
             return
         fresh = await self._counterparts.authority(authority).trust_list(last, now)
         await asyncio.to_thread(self._store.save_trust_list, fresh)
+        self._versions[authority] += last is None or last.roots != fresh.roots
         self._setbacks.pop((authority, "list"), None)
         log.info("trust_list", authority=authority, sequence=fresh.sequence)
 
@@ -124,6 +130,7 @@ class Anchors:
             return
         fresh = await self._counterparts.authority(authority).crl(last, now)
         await asyncio.to_thread(self._store.save_revocation_list, fresh)
+        self._versions[authority] += last is None or last.number != fresh.number
         self._setbacks.pop((authority, "crl"), None)
         log.info("crl", authority=authority, number=fresh.number)
 

@@ -7,11 +7,12 @@ with the store when it starts. What the admin API asks for goes through the same
 import asyncio
 import secrets
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import structlog
 from msgspec.structs import replace
 
+from kmsd.advice import Advice, hints
 from kmsd.enrollment import (
     DAY,
     ON_THE_WAY,
@@ -23,7 +24,7 @@ from kmsd.enrollment import (
     advance,
     next_action,
 )
-from kmsd.errors import KmsdError
+from kmsd.errors import KmsdError, Refused
 from kmsd.hsm import new_key_id
 from kmsd.model import (
     KEY_COMPROMISE,
@@ -37,10 +38,15 @@ from kmsd.model import (
 )
 from kmsd.movers import Movers, News
 from kmsd.preconditions import check_begin, unknown_profile, wrong_state
-from kmsd.rotation import Renew, plan
+from kmsd.rotation import Expect, Keep, Renew, active_of, plan
 from kmsd.settings import Configuration, Policy
-from kmsd.store import Event, Store
+from kmsd.store import Event, Known, Store
 from kmsd.switch import Switch
+
+PLANS_AT_ONCE = 200
+"""Profiles whose plans are made in one transaction, for which nothing else is written."""
+ASK_AGAIN = 3600
+"""Seconds to the next question of an STI-CA that was asked when to renew, and is not heard of."""
 
 log = structlog.get_logger()
 
@@ -53,6 +59,7 @@ class Keeper:
         configuration: Configuration,
         store: Store,
         movers: Movers,
+        advice: Advice,
         switch: Switch,
         clock: Callable[[], int],
     ) -> None:
@@ -60,8 +67,10 @@ class Keeper:
         self._tick_seconds = configuration.keeper.tick_seconds
         self._store = store
         self._movers = movers
+        self._advice = advice
         self._switch = switch
         self._clock = clock
+        self._withdrawn: dict[str, Credential] = {}
         self._followed: tuple[Event, ...] | None = None
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
@@ -72,6 +81,7 @@ class Keeper:
             try:
                 if not reconciled:  # before the plan is made: the store says what is active
                     await self._reconcile()
+                    await asyncio.to_thread(self._store.agenda.begin_anew)
                     reconciled = True
                 await self._tick()
             except KmsdError as error:  # store or keyring: nothing was changed
@@ -88,10 +98,11 @@ class Keeper:
             await self._switch.follow(await self._configured())
             self._followed = newest
 
-    async def begin(self, profile: str, *, rotate: bool) -> Credential:
+    async def begin(self, profile: str, *, rotate: bool, planned: bool = False) -> Credential:
         """Starts a new credential and sets it moving; gives the one that is on its way already,
         and tries its next step at once: whoever asks again has changed something.
 
+        planned: nobody asked; then STI-CAs in back-off are not asked either.
         Raises NotFound (PROFILE_UNKNOWN), Precondition (PROFILE_ACTIVE: rotate instead;
         PROFILE_NOT_ENROLLED: enroll instead).
         """
@@ -102,7 +113,7 @@ class Keeper:
         async with self._turns[profile]:
             credentials = await asyncio.to_thread(self._store.credentials, profile)
             for credential in credentials:
-                if isinstance(credential.state, ON_THE_WAY):
+                if isinstance(credential.state, ON_THE_WAY) and not credential.rehearsal:
                     self._movers.insist(credential.id)
                     return credential
             check_begin(profile, credentials, rotate=rotate)
@@ -121,7 +132,7 @@ class Keeper:
                 credential=credential.id,
             )
             await asyncio.to_thread(self._store.insert, credential, event)
-        self._movers.move(credential.id)
+        (self._movers.move if planned else self._movers.insist)(credential.id)
         return credential
 
     def turn(self, profile: str) -> asyncio.Lock:
@@ -183,7 +194,9 @@ class Keeper:
             )
             credential = await asyncio.to_thread(self._store.save, credential, what)
         # After it is stored: a keeper that dies here withdraws it when it starts.
+        self._withdrawn[credential.id] = credential
         await self._switch.withdraw(credential)
+        del self._withdrawn[credential.id]
         if isinstance(credential.state, ON_THE_WAY):
             self._movers.insist(credential.id)
         return credential
@@ -201,27 +214,67 @@ class Keeper:
         await self._switch.reconcile(await self._configured())
 
     async def _configured(self) -> list[Credential]:
-        credentials = await asyncio.to_thread(self._store.credentials)
+        credentials = await asyncio.to_thread(self._store.signable)
         return [c for c in credentials if c.profile in self._profiles]
 
     async def _tick(self) -> None:
-        """Makes the plan of every profile, and moves whatever has something to do."""
+        """Moves whatever has something to do and makes the plans that are due: the rest is not
+        even read."""
         now = self._clock()
-        credentials = await asyncio.to_thread(self._store.credentials)
-        by_profile: defaultdict[str, list[Credential]] = defaultdict(list)
-        for credential in credentials:
-            by_profile[credential.profile].append(credential)
+        idle = []
+        for credential in await asyncio.to_thread(self._store.agenda.due, now):
             waits = isinstance(next_action(credential, now), Wait)
-            if not waits or isinstance(credential.state, ON_THE_WAY):
+            if waits and not isinstance(credential.state, ON_THE_WAY):
+                idle.append(credential)
+            else:
                 self._movers.move(credential.id)
-        for profile, settings in self._profiles.items():
-            if isinstance(plan(now, by_profile[profile], settings.policy), Renew):
-                log.info("renewal_due", profile=profile)
-                await self.begin(profile, rotate=True)
-        for credential in credentials:
+        if idle:
+            await asyncio.to_thread(self._store.agenda.put_off, idle)
+        try:
+            await self._advice.judge()
+        except Refused as error:  # the list or the CRL cannot be read; the plans can be made
+            log.error("not_judged", reason=error.reason, message=error.message)
+        while profiles := await asyncio.to_thread(
+            self._store.agenda.plans_due, now, limit=PLANS_AT_ONCE
+        ):
+            await self._plan(profiles, now)
+        for credential in list(self._withdrawn.values()):
             # Its withdrawal failed when it was revoked (a full disk, a signer that hung).
-            if credential.revocation is not None and self._switch.holds(credential):
-                await self._switch.withdraw(credential)
+            await self._switch.withdraw(credential)
+            del self._withdrawn[credential.id]
+
+    async def _plan(self, profiles: Collection[str], now: int) -> None:
+        renew: list[tuple[str, str]] = []
+        ask: list[Credential] = []
+
+        def decide(known: Known) -> int | None:
+            settings = self._profiles.get(known.profile)
+            active = active_of(known.credentials)
+            if settings is None or active is None:
+                return None
+            said = known.suggestions.get(active.id)
+            if said is None or said.ask_at <= now:
+                ask.append(active)
+            # An answer makes the plan due by itself; this is for where there is none.
+            asked_at = said.ask_at if said and said.ask_at > now else now + ASK_AGAIN
+            match plan(now, known.credentials, settings.policy, hints(known)):
+                case Renew(why):
+                    renew.append((known.profile, why))
+                    return now + 1  # again, should it not come to it
+                case Keep(until):
+                    return min(until, asked_at)
+                case Expect():
+                    return asked_at
+
+        await asyncio.to_thread(self._store.agenda.plan, profiles, decide)
+        for credential in ask:
+            self._advice.ask(credential)
+        for profile, why in renew:
+            log.info("renewal_due", profile=profile, why=why)
+            try:
+                await self.begin(profile, rotate=True, planned=True)
+            except Refused as error:  # it was changed meanwhile: its plan is made again
+                log.info("not_renewed", profile=profile, reason=error.reason)
 
 
 def _without_holding_time(credential: Credential, now: int) -> Credential:

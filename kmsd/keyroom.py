@@ -17,6 +17,7 @@ import structlog
 from kmsapi.v1 import admin_pb2_grpc
 
 from kmsd.admin import SERVICE, Admin
+from kmsd.advice import Advice
 from kmsd.anchors import CRL_EVERY, Anchors
 from kmsd.candidates import Candidates
 from kmsd.config import anew
@@ -75,7 +76,9 @@ async def run(configuration: Configuration) -> int:
         steps = Steps(configuration, hsm, candidates, issuance, anchors, repository, switch, clock)
         movers = Movers(configuration.profiles, store, steps, switch, clock)
         opened.push_async_callback(movers.close)
-        keeper = Keeper(configuration, store, movers, switch, clock)
+        advice = Advice(configuration, store, counterparts, candidates, anchors, clock)
+        opened.push_async_callback(advice.close)
+        keeper = Keeper(configuration, store, movers, advice, switch, clock)
         revoking = Revoking(store, keeper, movers, counterparts, clock)
         rollback = Rollback(configuration, store, keeper, movers, hsm, clock)
         admin = Admin(

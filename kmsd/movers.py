@@ -67,11 +67,13 @@ class Movers:
         self._clock = clock
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._awake: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        self._insisted: set[str] = set()
         self._unwanted: set[str] = set()
         self._listeners: dict[str, set[asyncio.Queue[News | None]]] = {}
 
     def move(self, credential_id: str) -> None:
-        """Sets a credential moving, unless it moves already."""
+        """Sets a credential moving; one that moves already looks whether its time has come."""
+        self._awake[credential_id].set()
         task = self._tasks.get(credential_id)
         if task is None or task.done():
             task = asyncio.create_task(self._move(credential_id))
@@ -80,8 +82,8 @@ class Movers:
 
     def insist(self, credential_id: str) -> None:
         """The same, and its next step is not waited for: somebody has changed something."""
+        self._insisted.add(credential_id)
         self.move(credential_id)
-        self._awake[credential_id].set()
 
     async def give_up(self, credential: Credential) -> Credential:
         """Ends it between two steps; gives what it is then (active, if it was too late).
@@ -143,6 +145,7 @@ class Movers:
         if self._tasks.get(credential_id) is task:
             del self._tasks[credential_id]
             self._awake.pop(credential_id, None)
+            self._insisted.discard(credential_id)
             self._unwanted.discard(credential_id)
         if not task.cancelled() and (defect := task.exception()) is not None:
             log.error("mover_broke", credential=credential_id, exc_info=defect)
@@ -157,8 +160,9 @@ class Movers:
                 if self._is_unwanted(credential) and self._may_end(credential):
                     await self._persist(credential, self._given_up(credential), "GiveUp")
                     return
-                insists = insists or awake.is_set()
                 awake.clear()
+                insists = insists or credential_id in self._insisted
+                self._insisted.discard(credential_id)
                 due = replace(credential, trouble=None) if insists else credential
                 action = next_action(due, self._clock())
                 if isinstance(action, Wait):
@@ -192,7 +196,7 @@ class Movers:
         )
 
     async def _sleep(self, awake: asyncio.Event, until: int) -> None:
-        """Until then, a minute at most, or until somebody wants the next step now."""
+        """Until then, a minute at most, or until somebody says that it may be time."""
         with suppress(TimeoutError):
             await asyncio.wait_for(awake.wait(), min(max(until - self._clock(), 0.2), 60))
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 import sqlalchemy as sa
 
 from kmsd.issuers import Health
-from kmsd.model import BirthRecord, Credential, Value
+from kmsd.model import Active, BirthRecord, Credential, Value
 from kmsd.renewal import Suggestion
 from kmsd.standing import Distrusted
 from kmsd.store import rows, tables
@@ -50,12 +50,26 @@ class Agenda:
 
     # What is due
 
-    def due(self, now: int, *, limit: int) -> tuple[Credential, ...]:
-        """Credentials whose moment has come, the longest due first."""
+    def due(self, now: int) -> tuple[Credential, ...]:
+        """Credentials whose moment has come, but for active ones; the longest due first."""
         row = tables.credentials.c
-        query = sa.select(row.document).where(row.due <= now).order_by(row.due, row.id)
+        query = sa.select(row.document).where(row.due <= now, row.state != "active")
         with self._database.reading() as connection:
-            return rows.values(connection, Credential, query.limit(limit))
+            return rows.values(connection, Credential, query.order_by(row.due, row.id))
+
+    def plans_due(self, now: int, *, limit: int) -> tuple[str, ...]:
+        """Profiles whose plan is to be made, the longest due first."""
+        row = tables.credentials.c
+        query = sa.select(row.profile).where(row.due <= now, row.state == "active")
+        with self._database.reading() as connection:
+            return tuple(
+                connection.execute(query.order_by(row.due, row.profile).limit(limit)).scalars()
+            )
+
+    def known(self, profiles: Collection[str]) -> tuple[Known, ...]:
+        """What the plans of these profiles are made of; nothing of one without a credential."""
+        with self._database.reading() as connection:
+            return _known(connection, profiles)
 
     def plan(self, profiles: Collection[str], decide: Callable[[Known], int | None]) -> None:
         """Has the plan of each profile made by `decide`, and keeps when it is to be made again.
@@ -64,29 +78,12 @@ class Agenda:
         nothing can be written meanwhile, so that no change goes unseen.
         """
         row = tables.credentials.c
-        query = sa.select(row.document).where(row.profile.in_(profiles), row.state != "destroyed")
         with self._database.writing() as connection:
-            found: defaultdict[str, list[Credential]] = defaultdict(list)
-            for one in rows.values(
-                connection, Credential, query.order_by(row.created.desc(), row.id)
-            ):
-                found[one.profile].append(one)
-            ids = [one.id for mine in found.values() for one in mine]
-            suggestions = {s.credential: s for s in _advice(connection, Suggestion, ids)}
-            distrusted = {c.credential: c for c in _advice(connection, Distrusted, ids)}
-            for profile, mine in found.items():
-                until = decide(
-                    Known(
-                        profile,
-                        tuple(mine),
-                        {one.id: suggestions[one.id] for one in mine if one.id in suggestions},
-                        {one.id: distrusted[one.id] for one in mine if one.id in distrusted},
-                    )
-                )
+            for known in _known(connection, profiles):
                 connection.execute(
                     sa.update(tables.credentials)
-                    .where(row.profile == profile, row.state == "active")
-                    .values(due=until)
+                    .where(row.profile == known.profile, row.state == "active")
+                    .values(due=decide(known))
                 )
 
     def begin_anew(self) -> None:
@@ -192,6 +189,26 @@ class Agenda:
         """Its key is gone. (A credential that takes it drops it as it is inserted.)"""
         with self._database.writing() as connection:
             connection.execute(sa.delete(tables.spares).where(tables.spares.c.key_id == key_id))
+
+
+def _known(connection: sa.Connection, profiles: Collection[str]) -> tuple[Known, ...]:
+    row = tables.credentials.c
+    query = sa.select(row.document).where(row.profile.in_(profiles), row.state != "destroyed")
+    found: defaultdict[str, list[Credential]] = defaultdict(list)
+    for one in rows.values(connection, Credential, query.order_by(row.created.desc(), row.id)):
+        found[one.profile].append(one)
+    ids = [one.id for mine in found.values() for one in mine if isinstance(one.state, Active)]
+    suggestions = {one.credential: one for one in _advice(connection, Suggestion, ids)}
+    distrusted = {one.credential: one for one in _advice(connection, Distrusted, ids)}
+    return tuple(
+        Known(
+            profile,
+            tuple(mine),
+            {one.id: suggestions[one.id] for one in mine if one.id in suggestions},
+            {one.id: distrusted[one.id] for one in mine if one.id in distrusted},
+        )
+        for profile, mine in found.items()
+    )
 
 
 def _advice(

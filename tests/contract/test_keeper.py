@@ -23,6 +23,19 @@ from tests.unit.test_enrollment import NOW, OUTCOMES, walk
 ACTIVE = walk(*OUTCOMES[:7])
 
 
+class Advice:
+    """Nobody says anything; asked: whose STI-CA was asked when to renew it."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def ask(self, credential: Credential) -> None:
+        self.asked.append(credential.id)
+
+    async def judge(self) -> None:
+        pass
+
+
 class Room:
     """A keeper whose clock the test sets."""
 
@@ -40,7 +53,8 @@ class Room:
         )
         steps = cast(Any, None)  # nothing moves here
         self.movers = Movers({}, store, steps, self.switch, self.clock)
-        self.keeper = Keeper(configuration, store, self.movers, self.switch, self.clock)
+        advice = cast(Any, Advice())
+        self.keeper = Keeper(configuration, store, self.movers, advice, self.switch, self.clock)
 
     def clock(self) -> int:
         return self.now
@@ -71,15 +85,23 @@ async def test_a_destruction_is_taken_back_until_its_time_and_not_after(room: Ro
     assert isinstance((await room.keeper.restore(doomed)).state, Retired)
 
 
-async def test_what_was_revoked_is_withdrawn_again_where_that_failed(room: Room) -> None:
+async def test_what_was_revoked_is_withdrawn_again_where_that_failed(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
     room.switch._writer.switch(1, [entry_of(ACTIVE)])
-    retired = advance(ACTIVE, Superseded(NOW + 10**6), NOW)
-    room.keep(replace(retired, revocation=Revocation(NOW, 1)))
-    assert room.signed_with() == [ACTIVE.id]
+    active = room.keep(ACTIVE)
+
+    async def full(credential: Credential) -> None:
+        raise Unavailable("KEYRING_NOT_WRITTEN", "The disk is full.")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(room.switch, "withdraw", full)
+        with pytest.raises(Unavailable):
+            await room.keeper.revoked(active, Revocation(NOW, 4))
+        assert room.signed_with() == [active.id]
     await room.keeper._tick()
     assert room.signed_with() == []
     await room.movers.close()
-    await asyncio.sleep(0)
 
 
 async def test_who_listens_to_an_enrollment_is_told_when_another_keeper_goes_on(

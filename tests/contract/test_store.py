@@ -449,7 +449,7 @@ def test_a_store_of_the_first_schema_is_brought_up_to_date(url: str) -> None:
     with Store.at(url) as store, store.acting("kmsd"):
         assert store.epoch() == 7
         assert store.active("acme") == credential(1, ACTIVE)
-        assert store.agenda.due(0, limit=9) == (credential(1, ACTIVE),)
+        assert store.agenda.plans_due(0, limit=9) == ("acme",)
         with connected(url) as connection:
             assert schema.inspected(connection).current
 

@@ -14,7 +14,10 @@ __all__ = ["store", "url"]  # fixtures
 
 
 def due(store: Store, now: int) -> list[str]:
-    return [one.id[-1] for one in store.agenda.due(now, limit=100)]
+    """Numbers of credentials: of active ones by the profile whose plan is due, first."""
+    plans = store.agenda.plans_due(now, limit=100)
+    active = {one.profile: one.id[-1] for one in store.all_active()}
+    return [active[name] for name in plans] + [one.id[-1] for one in store.agenda.due(now)]
 
 
 def put(store: Store, number: int, state: State, profile: str = "acme") -> Credential:
@@ -53,11 +56,15 @@ def test_each_credential_is_due_when_its_state_says(store: Store) -> None:
     assert due(store, 10**9) == ["4", "5", "2"]
 
 
-def test_what_is_longest_due_comes_first_and_no_more_than_is_asked_for(store: Store) -> None:
+def test_what_is_longest_due_comes_first(store: Store) -> None:
     for number in range(1, 5):
         trouble = Trouble("R", "m", 1, 1, retry_at=10 * (9 - number))
         store.insert(replace(credential(number, profile=f"p{number}"), trouble=trouble))
-    assert [one.id[-1] for one in store.agenda.due(100, limit=2)] == ["4", "3"]
+        put(store, number + 4, ACTIVE, f"p{number}")
+        plan(store, 10 * number, f"p{number}")
+    assert [one.id[-1] for one in store.agenda.due(100)] == ["4", "3", "2", "1"]
+    assert store.agenda.plans_due(100, limit=3) == ("p1", "p2", "p3")
+    assert store.agenda.plans_due(19, limit=3) == ("p1",)
 
 
 def test_a_plan_says_when_the_active_one_is_due(store: Store) -> None:
@@ -89,7 +96,8 @@ def test_a_plan_is_made_of_everything_that_is_known_of_its_profile_alone(store: 
     assert known["acme"].distrusted == {second: distrusted(2)}
     assert known["other"].suggestions == {fourth: suggestion(4, 40)}
     assert known["other"].distrusted == {}
-    assert due(store, 59) == ["3", "5"]
+    assert due(store, 59) == ["5", "3"]
+    assert store.agenda.known(["acme"]) == (known["acme"],)
 
 
 def test_any_change_in_a_profile_makes_its_plan_due(store: Store) -> None:
