@@ -32,6 +32,7 @@ from kmsd.movers import Movers, News
 from kmsd.outlook import Outlook
 from kmsd.preconditions import unknown_profile
 from kmsd.presence import seen
+from kmsd.rehearsal import Rehearsal
 from kmsd.revoking import Revoking
 from kmsd.rollback import Rollback
 from kmsd.settings import Configuration
@@ -71,6 +72,7 @@ class Admin(admin_pb2_grpc.AdminServicer):
         anchors: Anchors,
         revoking: Revoking,
         rollback: Rollback,
+        rehearsal: Rehearsal,
         outlook: Outlook,
         counterparts: Counterparts,
         switch: Switch,
@@ -85,6 +87,7 @@ class Admin(admin_pb2_grpc.AdminServicer):
         self._anchors = anchors
         self._revoking = revoking
         self._rollback = rollback
+        self._rehearsal = rehearsal
         self._outlook = outlook
         self._counterparts = counterparts
         self._switch = switch
@@ -157,6 +160,16 @@ class Admin(admin_pb2_grpc.AdminServicer):
     ) -> AsyncIterator[pb.Progress]:
         try:
             credential = await self._keeper.begin(request.profile, rotate=True)
+        except KmsdError as error:
+            await abort(context, error)
+        async for progress in self._progress(credential):
+            yield progress
+
+    async def Rehearse(
+        self, request: pb.RehearseRequest, context: Context
+    ) -> AsyncIterator[pb.Progress]:
+        try:
+            credential = await self._rehearsal.begin(request.profile)
         except KmsdError as error:
             await abort(context, error)
         async for progress in self._progress(credential):

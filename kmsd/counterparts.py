@@ -12,8 +12,10 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
+from cryptography.hazmat.primitives.serialization import Encoding
 from msgspec.structs import replace
 
+from kmsd import trust
 from kmsd.acme.client import Acme
 from kmsd.authority import Authority
 from kmsd.config import mac_key, secret
@@ -219,6 +221,18 @@ class Counterparts:
         mac = settings.eab_mac_key
         eab = mac_key(mac, f"issuers.{name}.eab_mac_key") if mac else None
         return Acme(name, settings, key, account_url=account_url, mac_key=eab)
+
+    async def staging_roots(self, name: str) -> tuple[str, ...]:
+        """PEM certificates to which what the staging service `name` issues may lead, too.
+
+        Raises Misconfigured (ROOT_UNREADABLE).
+        """
+        path = self._settings(name).staging_root
+        if not path:
+            return ()
+        pem = await asyncio.to_thread(_root, name, path)
+        found = trust.pinned(pem)
+        return tuple(one.public_bytes(Encoding.PEM).decode("ascii") for one in found)
 
     def key(self, birth: BirthRecord) -> HsmKey:
         """The key in the HSM with this birth record, to sign with."""

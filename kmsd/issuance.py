@@ -23,7 +23,7 @@ from kmsd.hsmthread import HsmThread
 from kmsd.issuers import Health, Later, all_refuse
 from kmsd.model import Account, BirthRecord, Certificate, Credential
 from kmsd.renewal import certificate_id
-from kmsd.settings import Configuration, CsrCrldp, Profile
+from kmsd.settings import Configuration, CsrCrldp, Profile, staged
 from kmsd.spctoken import SpcToken
 from kmsd.store import Store
 
@@ -66,12 +66,18 @@ class Issuance:
             )
         return profile
 
+    async def rehearsal_roots(self, credential: Credential, issuer: str) -> tuple[str, ...]:
+        """What is trusted besides the STI-PA's list, PEM: nothing but for a rehearsal."""
+        return await self._counterparts.staging_roots(issuer) if credential.rehearsal else ()
+
     async def place_order(self, credential: Credential, *, insisted: bool) -> Outcome:
         """An order at the first STI-CA that takes one; those in back-off are not asked.
 
         insisted: a person wants it now, so they are.
         """
         profile, names = credential.profile, self.profile(credential).issuers
+        if credential.rehearsal:  # a person waits for it, and its orders say nothing of others
+            names, insisted = staged(self._configuration, names), True
         active = await asyncio.to_thread(self._store.active, profile)
         avoid = await self._candidates.avoid(profile)
         fresh: dict[tuple[str, str], Health] = {}
@@ -173,7 +179,7 @@ class Issuance:
                 public_key=birth.public_key,
                 spc=profile.spc,
                 now=self._clock(),
-                roots=trusted.trust_list.roots,
+                roots=trusted.trust_list.roots + await self.rehearsal_roots(credential, issuer),
                 crl=trusted.crl.der if trusted.crl else None,
                 policy_oids=authority.policy_oids,
                 country=authority.country,

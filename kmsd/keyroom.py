@@ -29,10 +29,11 @@ from kmsd.keeper import Keeper
 from kmsd.listen import Listener
 from kmsd.movers import Movers
 from kmsd.outlook import Outlook
+from kmsd.rehearsal import Rehearsal
 from kmsd.repository import Repository
 from kmsd.revoking import Revoking
 from kmsd.rollback import Rollback
-from kmsd.settings import Configuration
+from kmsd.settings import Configuration, with_staging
 from kmsd.standby import Standby
 from kmsd.steps import Steps, clock
 from kmsd.store import Store
@@ -65,15 +66,16 @@ async def run(configuration: Configuration) -> int:
         await standby.first_try()
         hsm = HsmThread(configuration.hsm, run_folder)
         opened.push_async_callback(hsm.close)
-        counterparts = Counterparts(configuration, store, hsm)
+        staged = with_staging(configuration)
+        counterparts = Counterparts(staged, store, hsm)
         await counterparts.open()
         opened.push_async_callback(counterparts.close)
         repository = Repository(configuration.repository)
         anchors = Anchors(store, counterparts, clock)
         switch = Switch(store, Path(configuration.keyring), run_folder)
         candidates = Candidates(configuration.profiles, store, clock)
-        issuance = Issuance(configuration, store, hsm, counterparts, candidates, anchors, clock)
-        steps = Steps(configuration, hsm, candidates, issuance, anchors, repository, switch, clock)
+        issuance = Issuance(staged, store, hsm, counterparts, candidates, anchors, clock)
+        steps = Steps(staged, hsm, candidates, issuance, anchors, repository, switch, clock)
         movers = Movers(configuration.profiles, store, steps, switch, clock)
         opened.push_async_callback(movers.close)
         advice = Advice(configuration, store, counterparts, candidates, anchors, clock)
@@ -90,6 +92,7 @@ async def run(configuration: Configuration) -> int:
             anchors,
             revoking,
             rollback,
+            Rehearsal(configuration, store, keeper, movers, clock),
             Outlook(configuration, store, clock),
             counterparts,
             switch,

@@ -93,7 +93,9 @@ class Steps:
             async with self._at_once:
                 return await self._perform(credential, action)
         except KmsdError as error:
-            if (abandoned := await self._candidates.given_up(credential, error)) is not None:
+            given_up = self._candidates.given_up
+            abandoned = None if credential.rehearsal else await given_up(credential, error)
+            if abandoned is not None:
                 return abandoned
             if isinstance(credential.state, Published) and error.reason == "VERIFICATION_FAILED":
                 issuer = credential.state.certificate.issuer
@@ -135,13 +137,11 @@ class Steps:
                 )
             case do.Publish(), Issued(certificate=certificate):
                 return await self._publish(credential, certificate)
-            case do.Activate(), Published(certificate=certificate, x5u=x5u):
-                served = await self._repository.fetch_back(x5u, certificate.chain)
-                await self._canary(credential, served, x5u)
+            case do.Activate(), Published() as state:
+                await self._canary(credential, state)
                 return do.Switched(await self._switch.activate(credential))
-            case do.Try(), Published(certificate=certificate, x5u=x5u):
-                served = await self._repository.fetch_back(x5u, certificate.chain)
-                await self._canary(credential, served, x5u)
+            case do.Try(), Published() as state:
+                await self._canary(credential, state)
                 return do.Passed()
             case do.DestroyKey(), state:
                 return await self._destroy(credential, do.birth_of(state))
@@ -156,11 +156,12 @@ class Steps:
         await self._repository.fetch_back(x5u, certificate.chain)
         return do.ChainPublic(x5u)
 
-    async def _canary(self, credential: Credential, chain: str, x5u: str) -> None:
-        """Signs a PASSporT with the new key and verifies it as any STI-VS would.
-
-        chain: what x5u serves.
-        """
+    async def _canary(self, credential: Credential, state: Published) -> None:
+        """Signs a PASSporT with the new key and verifies it as any STI-VS would, by what its x5u
+        serves."""
+        x5u, issuer = state.x5u, state.certificate.issuer
+        chain = await self._repository.fetch_back(x5u, state.certificate.chain)
+        rehearsed = await self._issuance.rehearsal_roots(credential, issuer)
         trusted = await self._anchors.material(self._issuance.profile(credential).authority)
         now = self._clock()
         claims = passport.Claims(
@@ -178,12 +179,14 @@ class Steps:
         verification.verify(
             identity,
             chain,
-            roots=trusted.trust_list.roots,
+            roots=trusted.trust_list.roots + rehearsed,
             crl=trusted.crl.der if trusted.crl else None,
             now=now,
         )
 
     async def _destroy(self, credential: Credential, birth: BirthRecord | None) -> Outcome:
+        if credential.rehearsal:
+            await self._repository.withdraw(credential.id)
         if birth is not None:
             try:
                 await self._hsm(Hsm.destroy, credential.key_id, birth.public_key)
@@ -193,6 +196,8 @@ class Steps:
         return do.KeyGone()
 
     def _hold(self, credential: Credential) -> int:
+        if credential.rehearsal:
+            return 0
         profile = self._configuration.profiles.get(credential.profile)
         return int(profile.policy.hold_key_days * DAY) if profile else DAY
 

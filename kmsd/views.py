@@ -108,6 +108,7 @@ def credential_message(credential: Credential, *, full: bool = False) -> pb.Cred
         created_at=credential.created,
         x5u=x5u_of(state),
         issuer=getattr(state, "issuer", ""),
+        rehearsal=credential.rehearsal,
     )
     certificate = certificate_of(state)
     if certificate is not None:
@@ -158,7 +159,8 @@ def profile_message(
     )
     mine = list(credentials)
     active = next((c for c in mine if isinstance(c.state, Active)), None)
-    coming = next((c for c in mine if isinstance(c.state, ON_THE_WAY)), None)
+    on_the_way = (c for c in mine if isinstance(c.state, ON_THE_WAY) and not c.rehearsal)
+    coming = next(on_the_way, None)
     if active is not None:
         message.active.CopyFrom(credential_message(active))
         message.next_step = "renew"

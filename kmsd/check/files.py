@@ -93,6 +93,7 @@ def tls(configuration: Configuration, now: int) -> Iterator[Finding]:
         trusted[f"authorities.{name}.root"] = authority.root
     for name, issuer in configuration.issuers.items():
         trusted[f"issuers.{name}.tls_ca"] = issuer.tls_ca
+        trusted[f"issuers.{name}.staging_root"] = issuer.staging_root
     for name, path in trusted.items():
         if path:
             yield from _certificates(name, path, now)

@@ -126,7 +126,7 @@ def _definite(configuration: Configuration, folder: Path, *, listens: bool) -> C
             for name, one in configuration.authorities.items()
         },
         issuers={
-            name: _with_paths(one, folder, "eab_mac_key", "tls_ca")
+            name: _with_paths(one, folder, "eab_mac_key", "tls_ca", "staging_root")
             for name, one in configuration.issuers.items()
         },
     )

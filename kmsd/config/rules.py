@@ -167,6 +167,11 @@ def _authority(authority: Authority, path: str) -> Iterator[str]:
 
 def _issuer(issuer: Issuer, path: str) -> Iterator[str]:
     yield from syntax.https(issuer.directory, f"{path}.directory", query=True)
+    if issuer.staging_directory:
+        staging = f"{path}.staging_directory"
+        yield from syntax.https(issuer.staging_directory, staging, query=True)
+    if issuer.staging_root and not issuer.staging_directory:
+        yield f"{path}.staging_root: is of no use without staging_directory"
     if issuer.preset not in PRESETS:
         known = ", ".join(sorted(PRESETS))
         yield f"{path}.preset: there are: {known}{similar(issuer.preset, list(PRESETS))}"

@@ -105,6 +105,7 @@ def credential(answer: pb.Credential) -> Credential:
         trouble=_trouble(answer),
         revocation=_revocation(answer.revoked_at, answer.revocation_reason),
         condemned=_revocation(answer.condemned_at, answer.revocation_reason),
+        rehearsal=answer.rehearsal,
     )
 
 

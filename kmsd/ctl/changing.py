@@ -53,18 +53,32 @@ def enroll(context: typer.Context, profile: _Profile) -> int:
     return _follow(invocation.of(context), "enroll", profile)
 
 
-def rotate(context: typer.Context, profile: _Profile) -> int:
+def rotate(
+    context: typer.Context,
+    profile: _Profile,
+    rehearse: Annotated[
+        bool,
+        typer.Option(
+            "--rehearse", help="Everything but the switch, at the STI-CA's staging service."
+        ),
+    ] = False,
+) -> int:
     """Get a new key and certificate, switch every signer to them, retire the old ones.
 
     The keeper rotates by itself in time; this is for now, after a suspicion or for an
     exercise. Signing goes on meanwhile, and the old chain stays public.
 
+    --rehearse needs staging_directory of an issuer of the profile. A key is made, a real SPC token
+    is used, a chain is issued, judged, published at a URL of its own, fetched back, and a canary
+    verified; then key and chain are taken away. What signs calls is not touched.
+
     \b
     Examples:
       kmsctl rotate acme
+      kmsctl rotate acme --rehearse
       kmsctl rotate acme -o json | tail -n1 | jq .credential.id
     """
-    return _follow(invocation.of(context), "rotate", profile)
+    return _follow(invocation.of(context), "rehearse" if rehearse else "rotate", profile)
 
 
 def rollback(context: typer.Context, profile: _Profile) -> int:
@@ -217,7 +231,7 @@ def _follow(run: Invocation, verb: str, profile: str) -> int:
             "The keeper stopped telling before it was done; it goes on when it runs again.",
             next_step=look,
         )
-    if last.credential.state != "active":
+    if last.credential.state not in ("active", "rehearsed"):
         raise _failed(last)
     return ExitCode.OK
 
@@ -306,6 +320,8 @@ def _progress(run: Invocation, verb: str, profile: str) -> Iterator[ProgressDocu
         match verb:
             case "enroll":
                 call = admin.Enroll(pb.EnrollRequest(profile=profile), timeout=run.timeout)
+            case "rehearse":
+                call = admin.Rehearse(pb.RehearseRequest(profile=profile), timeout=run.timeout)
             case "rollback":
                 call = admin.Rollback(pb.RollbackRequest(profile=profile), timeout=run.timeout)
             case _:

@@ -107,6 +107,7 @@ class Credential(Part, frozen=True, kw_only=True):
     trouble: Trouble | None
     revocation: Revocation | None
     condemned: Revocation | None
+    rehearsal: bool
 
 
 class Profile(Part, frozen=True, kw_only=True):

@@ -240,6 +240,8 @@ def _note(credential: Credential, page: Page) -> str:
     notes = []
     if credential.revocation:
         notes.append(f"revoked: {credential.revocation.reason}")
+    if credential.rehearsal:
+        notes.append("rehearsal")
     if credential.condemned:
         notes.append(f"condemned: {credential.condemned.reason}")
     if credential.destroy_at:

@@ -39,6 +39,9 @@ class Shelf(Protocol):
     async def read(self, name: str) -> bytes:
         """What is there under `name`."""
 
+    async def delete(self, name: str) -> None:
+        """Takes `name` away, if it is there."""
+
 
 class Repository:
     """One STI-CR. Raises Misconfigured when its settings cannot work.
@@ -93,6 +96,14 @@ class Repository:
                 x5u=x5u,
             )
         return x5u
+
+    async def withdraw(self, credential_id: str) -> None:
+        """Takes a rehearsal's chain away; nothing that was ever signed with may be withdrawn.
+
+        Raises Invalid (CREDENTIAL_ID), and as `publish` where the repository cannot be used.
+        """
+        self.x5u(credential_id)  # no other name is ever taken away
+        await self._shelf.delete(f"{credential_id}.pem")
 
     async def fetch_back(self, x5u: str, chain_pem: str) -> str:
         """Checks that `x5u` serves this chain, the way verifiers will fetch it.

@@ -113,6 +113,15 @@ class Bucket:
         except FOREIGN as error:
             raise _translated(error) from error
 
+    async def delete(self, name: str) -> None:
+        """Deletes the object, if it is there. Raises as `create`."""
+        try:
+            await obstore.delete_async(self._store, name)
+        except FileNotFoundError:
+            return
+        except FOREIGN as error:
+            raise _translated(error) from error
+
 
 def _is_secret(option: str) -> bool:
     named_by_path = option.endswith(("_file", "access_key_id"))

@@ -42,6 +42,17 @@ class Directory:
         except OSError as error:
             raise self._translated(error) from error
 
+    async def delete(self, name: str) -> None:
+        """Removes the file, if it is there. Raises as `create`."""
+        try:
+            await asyncio.to_thread(self._delete, name)
+        except OSError as error:
+            raise self._translated(error) from error
+
+    def _delete(self, name: str) -> None:
+        with suppress(FileNotFoundError):
+            (self._path / name).unlink()
+
     def _create(self, name: str, chain: bytes) -> bool:
         with suppress(FileExistsError):
             self._path.mkdir(mode=0o755)

@@ -5,6 +5,10 @@ Secrets appear here as paths to files, or as `credential:NAME` for a systemd cre
 (systemd.exec(5), LoadCredential=), never as values.
 """
 
+from collections.abc import Iterable
+
+import msgspec
+
 from kmsd.settings.host import Client, Hsm, Keeper, Repository, Signer, Store, Tls
 from kmsd.settings.identities import Caller, Policy, Profile, Subject
 from kmsd.settings.peers import Authority, Issuer, PaAuthorization, PaBody
@@ -52,7 +56,13 @@ __all__ = [
     "SubjectRule",
     "Tls",
     "X5uSource",
+    "staged",
+    "with_staging",
 ]
+
+STAGING = "/staging"
+"""What the name of an STI-CA ends with where its staging service is meant; no name in kmsd.toml
+has a slash."""
 
 
 class Configuration(Settings, kw_only=True, frozen=True):
@@ -74,3 +84,20 @@ class Configuration(Settings, kw_only=True, frozen=True):
     issuers: dict[str, Issuer]
     profiles: dict[str, Profile]
     callers: tuple[Caller, ...] = ()
+
+
+def staged(configuration: Configuration, issuers: Iterable[str]) -> tuple[str, ...]:
+    """The staging services of those of these STI-CAs that have one, by their names."""
+    known = configuration.issuers
+    return tuple(f"{each}{STAGING}" for each in issuers if known[each].staging_directory)
+
+
+def with_staging(configuration: Configuration) -> Configuration:
+    """With each staging service as an STI-CA of its own: it has its own account and keys."""
+    issuers = dict(configuration.issuers)
+    for name, issuer in configuration.issuers.items():
+        if issuer.staging_directory:
+            issuers[f"{name}{STAGING}"] = msgspec.structs.replace(
+                issuer, directory=issuer.staging_directory
+            )
+    return msgspec.structs.replace(configuration, issuers=issuers)

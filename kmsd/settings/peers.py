@@ -29,6 +29,11 @@ class Issuer(Settings, kw_only=True, frozen=True):
     """Seconds for one HTTP request."""
     poll_limit: float = 180.0
     """Seconds to wait for an order or authorization to become final."""
+    staging_directory: str = ""
+    """https URL of the directory of its staging service, for rehearsals; empty: there is none."""
+    staging_root: str = ""
+    """PEM file: what its staging certificates lead to, trusted for rehearsals alone. Empty: to a
+    root in the STI-PA's list."""
 
     def resolved(self) -> IssuerRules:
         """The preset with this issuer's own settings on top. Raises Misconfigured."""

@@ -67,7 +67,7 @@ async def served(folder: Path, admin: Admin) -> AsyncIterator[admin_pb2_grpc.Adm
 
 def an_admin(store: object, **parts: object) -> Admin:
     """An Admin with only the parts that a test needs."""
-    needed = ("keeper", "hsm", "anchors", "revoking", "rollback", "outlook", "counterparts", "switch", "standby", "movers")
+    needed = ("keeper", "hsm", "anchors", "revoking", "rollback", "rehearsal", "outlook", "counterparts", "switch", "standby", "movers")
     given: dict[str, Any] = {name: parts.get(name) for name in needed}
     configuration = cast(Configuration, parts.get("configuration"))
     return Admin(configuration, cast(Store, store), **given, clock=lambda: 1_800_000_000)

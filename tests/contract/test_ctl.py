@@ -97,6 +97,7 @@ class Keeper(AdminServicer):
 
     Rotate = Enroll
     Rollback = Enroll
+    Rehearse = Enroll
 
     def Revoke(self, request: Any, context: Any) -> Iterator[pb.Progress]:
         self._met(request, context)

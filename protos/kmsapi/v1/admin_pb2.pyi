@@ -493,6 +493,7 @@ class Credential(_message.Message):
     CHAIN_FIELD_NUMBER: _builtins.int
     BIRTH_FIELD_NUMBER: _builtins.int
     CONDEMNED_AT_FIELD_NUMBER: _builtins.int
+    REHEARSAL_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """kmsd's id of it, 16 lower-case hex digits."""
     profile: _builtins.str
@@ -501,7 +502,7 @@ class Credential(_message.Message):
     """Service provider code in the certificate's TNAuthList (RFC 8226 section 9)."""
     state: _builtins.str
     """kmsd's state of it: new, keyed, ordered, authorized, finalizing, issued, published, active,
-    retired, failed, doomed (destruction scheduled) or destroyed.
+    retired, rehearsed, failed, doomed (destruction scheduled) or destroyed.
     """
     key_id: _builtins.str
     """CKA_ID (PKCS#11) of the key pair, 32 lower-case hex digits."""
@@ -553,6 +554,8 @@ class Credential(_message.Message):
     """When its revocation was asked for that waits until another credential is active, seconds since
     1970-01-01 UTC; 0: none is. Its reason is in revocation_reason.
     """
+    rehearsal: _builtins.bool
+    """It is a rehearsal: from a staging service, and never signed with."""
     @_builtins.property
     def birth(self) -> Global___BirthRecord:
         """What was read back from the HSM when the key was made; GetCredential only."""
@@ -585,10 +588,11 @@ class Credential(_message.Message):
         chain: _builtins.str = ...,
         birth: Global___BirthRecord | None = ...,
         condemned_at: _builtins.int = ...,
+        rehearsal: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["birth", b"birth"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artefact", b"artefact", "birth", b"birth", "chain", b"chain", "condemned_at", b"condemned_at", "created_at", b"created_at", "destroy_at", b"destroy_at", "epoch", b"epoch", "id", b"id", "issuer", b"issuer", "key_id", b"key_id", "next_step", b"next_step", "not_after", b"not_after", "not_before", b"not_before", "problem", b"problem", "profile", b"profile", "retry_at", b"retry_at", "revocation_reason", b"revocation_reason", "revoked_at", b"revoked_at", "serial", b"serial", "spc", b"spc", "spki_sha256", b"spki_sha256", "state", b"state", "trouble", b"trouble", "trouble_reason", b"trouble_reason", "x5u", b"x5u"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artefact", b"artefact", "birth", b"birth", "chain", b"chain", "condemned_at", b"condemned_at", "created_at", b"created_at", "destroy_at", b"destroy_at", "epoch", b"epoch", "id", b"id", "issuer", b"issuer", "key_id", b"key_id", "next_step", b"next_step", "not_after", b"not_after", "not_before", b"not_before", "problem", b"problem", "profile", b"profile", "rehearsal", b"rehearsal", "retry_at", b"retry_at", "revocation_reason", b"revocation_reason", "revoked_at", b"revoked_at", "serial", b"serial", "spc", b"spc", "spki_sha256", b"spki_sha256", "state", b"state", "trouble", b"trouble", "trouble_reason", b"trouble_reason", "x5u", b"x5u"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -913,6 +917,28 @@ class RotateRequest(_message.Message):
 Global___RotateRequest: _TypeAlias = RotateRequest  # noqa: Y015
 
 @_typing.final
+class RehearseRequest(_message.Message):
+    """Which profile rehearses."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROFILE_FIELD_NUMBER: _builtins.int
+    profile: _builtins.str
+    """Name of the profile, as in the configuration."""
+    def __init__(
+        self,
+        *,
+        profile: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["profile", b"profile"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RehearseRequest: _TypeAlias = RehearseRequest  # noqa: Y015
+
+@_typing.final
 class RollbackRequest(_message.Message):
     """Which profile goes back."""
 
@@ -950,7 +976,7 @@ class Progress(_message.Message):
     message: _builtins.str
     """What was done, or what is waited for, in one line for a person."""
     done: _builtins.bool
-    """Nothing more comes: active, failed (then `reason` says why), or revoked."""
+    """Nothing more comes: active, rehearsed, failed (then `reason` says why), or revoked."""
     reason: _builtins.str
     """Why it failed or the step will be tried again, for programs: UPPER_SNAKE_CASE, stable, of the
     kind of google.rpc.ErrorInfo.reason; empty: neither.

@@ -75,6 +75,11 @@ class AdminStub:
                 request_serializer=kmsapi_dot_v1_dot_admin__pb2.RotateRequest.SerializeToString,
                 response_deserializer=kmsapi_dot_v1_dot_admin__pb2.Progress.FromString,
                 _registered_method=True)
+        self.Rehearse = channel.unary_stream(
+                '/kmsapi.v1.Admin/Rehearse',
+                request_serializer=kmsapi_dot_v1_dot_admin__pb2.RehearseRequest.SerializeToString,
+                response_deserializer=kmsapi_dot_v1_dot_admin__pb2.Progress.FromString,
+                _registered_method=True)
         self.Rollback = channel.unary_stream(
                 '/kmsapi.v1.Admin/Rollback',
                 request_serializer=kmsapi_dot_v1_dot_admin__pb2.RollbackRequest.SerializeToString,
@@ -168,6 +173,14 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Rehearse(self, request, context):
+        """Goes through everything of a rotation up to, not including, activation at a staging service of
+        an STI-CA, and tells each step; what was made for it is taken away afterwards.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Rollback(self, request, context):
         """Goes back to the credential that the profile signed with before, and tells each step until it
         is active: fetched back, canary, switch. The present one is retired, its key kept for a while.
@@ -256,6 +269,11 @@ def add_AdminServicer_to_server(servicer, server):
             'Rotate': grpc.unary_stream_rpc_method_handler(
                     servicer.Rotate,
                     request_deserializer=kmsapi_dot_v1_dot_admin__pb2.RotateRequest.FromString,
+                    response_serializer=kmsapi_dot_v1_dot_admin__pb2.Progress.SerializeToString,
+            ),
+            'Rehearse': grpc.unary_stream_rpc_method_handler(
+                    servicer.Rehearse,
+                    request_deserializer=kmsapi_dot_v1_dot_admin__pb2.RehearseRequest.FromString,
                     response_serializer=kmsapi_dot_v1_dot_admin__pb2.Progress.SerializeToString,
             ),
             'Rollback': grpc.unary_stream_rpc_method_handler(
@@ -505,6 +523,33 @@ class Admin:
             target,
             '/kmsapi.v1.Admin/Rotate',
             kmsapi_dot_v1_dot_admin__pb2.RotateRequest.SerializeToString,
+            kmsapi_dot_v1_dot_admin__pb2.Progress.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rehearse(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/kmsapi.v1.Admin/Rehearse',
+            kmsapi_dot_v1_dot_admin__pb2.RehearseRequest.SerializeToString,
             kmsapi_dot_v1_dot_admin__pb2.Progress.FromString,
             options,
             channel_credentials,

@@ -51,6 +51,10 @@ class AdminStub:
     """
     Rotate: _grpc.UnaryStreamMultiCallable[_admin_pb2.RotateRequest, _admin_pb2.Progress]
     """Enrolls a new credential (new key) beside the active one, switches, retires the old one."""
+    Rehearse: _grpc.UnaryStreamMultiCallable[_admin_pb2.RehearseRequest, _admin_pb2.Progress]
+    """Goes through everything of a rotation up to, not including, activation at a staging service of
+    an STI-CA, and tells each step; what was made for it is taken away afterwards.
+    """
     Rollback: _grpc.UnaryStreamMultiCallable[_admin_pb2.RollbackRequest, _admin_pb2.Progress]
     """Goes back to the credential that the profile signed with before, and tells each step until it
     is active: fetched back, canary, switch. The present one is retired, its key kept for a while.
@@ -96,6 +100,10 @@ class AdminAsyncStub(AdminStub):
     """
     Rotate: _aio.UnaryStreamMultiCallable[_admin_pb2.RotateRequest, _admin_pb2.Progress]  # type: ignore[assignment]
     """Enrolls a new credential (new key) beside the active one, switches, retires the old one."""
+    Rehearse: _aio.UnaryStreamMultiCallable[_admin_pb2.RehearseRequest, _admin_pb2.Progress]  # type: ignore[assignment]
+    """Goes through everything of a rotation up to, not including, activation at a staging service of
+    an STI-CA, and tells each step; what was made for it is taken away afterwards.
+    """
     Rollback: _aio.UnaryStreamMultiCallable[_admin_pb2.RollbackRequest, _admin_pb2.Progress]  # type: ignore[assignment]
     """Goes back to the credential that the profile signed with before, and tells each step until it
     is active: fetched back, canary, switch. The present one is retired, its key kept for a while.
@@ -186,6 +194,16 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_admin_pb2.Progress], _abc.AsyncIterator[_admin_pb2.Progress]]:
         """Enrolls a new credential (new key) beside the active one, switches, retires the old one."""
+
+    @_abc_1.abstractmethod
+    def Rehearse(
+        self,
+        request: _admin_pb2.RehearseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_pb2.Progress], _abc.AsyncIterator[_admin_pb2.Progress]]:
+        """Goes through everything of a rotation up to, not including, activation at a staging service of
+        an STI-CA, and tells each step; what was made for it is taken away afterwards.
+        """
 
     @_abc_1.abstractmethod
     def Rollback(
