@@ -15,7 +15,8 @@ from typing import Final
 
 from kmsd import passport
 from kmsd.errors import KmsdError, NotFound
-from kmsd.lanes import Handles, Lanes
+from kmsd.lane import Handles
+from kmsd.lanes import Lanes
 from kmsd.model import Value
 from kmsd.ring import Coming, Delta, Entry, Snapshot
 

@@ -28,7 +28,8 @@ from kmsd.claims import claims_of
 from kmsd.counters import Counters
 from kmsd.errors import Exhausted, Invalid, KmsdError, Precondition, Unavailable
 from kmsd.frame import NEVER, Frame
-from kmsd.lanes import Lanes, late
+from kmsd.lane import late
+from kmsd.lanes import Lanes
 from kmsd.live import Live
 from kmsd.ring import Entry
 from kmsd.uuids import new_uuid

@@ -15,11 +15,12 @@ from typing import cast
 import pytest
 from msgspec.structs import replace
 
-from kmsd import lanes
+from kmsd import lane, lanes
 from kmsd import live as live_module
 from kmsd.errors import Exhausted, KmsdError, Late, NotFound, Precondition, Unavailable
 from kmsd.hsm import Hsm, new_key_id
-from kmsd.lanes import Handles, Lanes
+from kmsd.lane import Handles
+from kmsd.lanes import Lanes
 from kmsd.live import LOST, Change, End, Live
 from kmsd.ring import Delta, Entry, Snapshot
 from tests.contract.fake_hsm import FakeHandle, FakeSession
@@ -276,7 +277,7 @@ async def test_a_lone_signature_does_not_wait_for_a_hundred_keys_to_be_looked_fo
 async def test_an_hsm_that_hangs_is_lost_and_whoever_waits_is_told(
     fake: FakeOnBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lanes, "CLOSING", 0.05)
+    monkeypatch.setattr(lane, "CLOSING", 0.05)
     async with bench(fake) as on:
         (key,) = await on.lanes.load([on.entry()])
         assert not isinstance(key, KmsdError)
