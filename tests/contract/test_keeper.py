@@ -12,10 +12,12 @@ from kmsd import keyring
 from kmsd.enrollment import DestroyAsked, Superseded, advance
 from kmsd.errors import Precondition, Unavailable
 from kmsd.keeper import Keeper
-from kmsd.model import Credential, Retired, Revocation
+from kmsd.model import Credential, New, Retired, Revocation
 from kmsd.movers import Movers
-from kmsd.settings import Configuration, Repository
+from kmsd.renewal import Suggestion, Window
+from kmsd.settings import Configuration, Profile, Repository
 from kmsd.settings import Keeper as KeeperSettings
+from kmsd.standing import REVOKED, Distrusted
 from kmsd.store import Event, Store
 from kmsd.switch import Switch, entry_of
 from tests.unit.test_enrollment import NOW, OUTCOMES, walk
@@ -53,7 +55,8 @@ class Room:
         )
         steps = cast(Any, None)  # nothing moves here
         self.movers = Movers({}, store, steps, self.switch, self.clock)
-        advice = cast(Any, Advice())
+        self.advice = Advice()
+        advice = cast(Any, self.advice)
         self.keeper = Keeper(configuration, store, self.movers, advice, self.switch, self.clock)
 
     def clock(self) -> int:
@@ -139,3 +142,78 @@ async def test_the_keyring_follows_the_store_while_another_keeper_acts(room: Roo
     (room.folder / "keyring").rename(room.folder / "aside")
     await room.keeper.follow()  # nothing has happened: nothing is read but that
     assert not (room.folder / "keyring").exists()
+
+
+def copied(credential: Credential, profile: str, number: int) -> Credential:
+    """The same, of another profile."""
+    return replace(
+        credential, id=f"{number:016x}", key_id=f"{number:032x}", profile=profile, version=0
+    )
+
+
+def with_profiles(room: Room, *names: str) -> None:
+    profiles = {name: Profile("1234", "pa", ("ca",)) for name in names}
+    room.keeper._profiles = profiles
+    room.movers._profiles = profiles
+
+
+async def test_a_tick_plans_once_and_then_reads_what_is_due_alone(room: Room) -> None:
+    names = [f"p{number}" for number in range(220)]
+    with_profiles(room, *names)
+    for number, name in enumerate(names, 1):
+        room.store.insert(copied(ACTIVE, name, number))
+    await room.keeper._tick()
+    asked = room.advice.asked
+    assert len(asked) == 220  # in more than one transaction
+    assert room.store.agenda.plans_due(room.now, limit=1) == ()
+    await room.keeper._tick()
+    assert len(asked) == 220
+    room.now += 3600  # no answer: it is asked again
+    await room.keeper._tick()
+    assert len(asked) == 440
+
+
+async def test_a_renewal_is_begun_when_it_is_due_and_once(room: Room) -> None:
+    with_profiles(room, "acme")
+    active = room.keep(ACTIVE)
+    moved: list[str] = []
+    cast(Any, room.movers).move = moved.append
+    await room.keeper._tick()
+    assert room.store.credentials() == (active,)
+    room.now += 80 * 86_400
+    for _ in range(3):
+        await room.keeper._tick()
+        room.now += 5
+    coming, old = room.store.credentials()
+    assert (old.id, type(coming.state)) == (active.id, New)
+    assert set(moved) == {coming.id}
+
+
+async def test_what_an_issuer_suggests_moves_the_plan_and_what_it_says_no_more_moves_it_back(
+    room: Room,
+) -> None:
+    with_profiles(room, "acme")
+    active = room.keep(ACTIVE)
+    cast(Any, room.movers).move = lambda _: None
+    later = room.now + 10**7
+    room.store.agenda.say(Suggestion(active.id, later, Window(NOW + 100, NOW + 101)))
+    await room.keeper._tick()
+    assert room.advice.asked == []
+    assert room.store.agenda.plans_due(NOW + 99, limit=1) == ()
+    assert room.store.agenda.plans_due(NOW + 100, limit=1) == ("acme",)
+    room.store.agenda.say(Suggestion(active.id, later, Window(NOW + 1000, NOW + 1001)))
+    room.now += 500
+    await room.keeper._tick()
+    assert room.store.credentials() == (active,)
+    room.now += 500
+    await room.keeper._tick()
+    assert len(room.store.credentials()) == 2
+
+
+async def test_a_disowned_credential_is_replaced_at_once(room: Room) -> None:
+    with_profiles(room, "acme")
+    active = room.keep(ACTIVE)
+    cast(Any, room.movers).move = lambda _: None
+    room.store.agenda.say(Distrusted(active.id, "acme", "ca", REVOKED, "On the CRL.", NOW))
+    await room.keeper._tick()
+    assert len(room.store.credentials()) == 2
