@@ -8,12 +8,15 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 
+from msgspec.structs import replace
+
 from kmsd import issuers
 from kmsd.enrollment import Abandoned
 from kmsd.errors import KmsdError, PeerRefused, Unavailable
 from kmsd.failures import FailureClass
 from kmsd.issuers import NO, Ask, Choice, Health, after_failure, all_refuse
 from kmsd.model import Authorized, Credential, Finalizing, Ordered
+from kmsd.rotation import patience
 from kmsd.settings import Profile
 from kmsd.store import Store
 
@@ -65,9 +68,14 @@ class Candidates:
     async def fared(self, profile: str, issuer: str, error: KmsdError) -> Health | None:
         """How it fares after `error` came of asking it; None when that is not its doing."""
         known = await self.healths(profile)
-        health = after_failure(known, issuer, profile, error, self._clock())
-        if health is not None and health not in known:
-            await asyncio.to_thread(self._store.agenda.save_health, health)
+        now = self._clock()
+        health = after_failure(known, issuer, profile, error, now)
+        if health is None or health in known:
+            return health
+        active = await asyncio.to_thread(self._store.active, profile)
+        if active is not None:  # nothing is waited for that its certificate would not outlast
+            health = replace(health, until=min(health.until, now + patience(now, active)))
+        await asyncio.to_thread(self._store.agenda.save_health, health)
         return health
 
     async def well(self, issuer: str, profile: str, known: Iterable[Health]) -> None:
