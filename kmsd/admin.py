@@ -228,6 +228,17 @@ class Admin(admin_pb2_grpc.AdminServicer):
             log.warning("account_key", profile=request.profile, reason=error.reason)
             await abort(context, error)
 
+    async def ForgetTrust(
+        self, request: pb.ForgetTrustRequest, context: Context
+    ) -> pb.ForgottenTrust:
+        try:
+            name = self._authority(request.authority)
+            before = await self._trust(name)
+            await self._anchors.forget(name)
+            return pb.ForgottenTrust(before=before, after=await self._trust(name))
+        except KmsdError as error:
+            await abort(context, error)
+
     async def GetTrust(self, request: pb.GetTrustRequest, context: Context) -> pb.Trust:
         try:
             name = self._authority(request.authority)

@@ -14,7 +14,7 @@ from cryptography import x509
 from kmsd.counterparts import Counterparts
 from kmsd.errors import KmsdError, Unavailable
 from kmsd.model import RevocationList, TrustList, Value
-from kmsd.store import Store
+from kmsd.store import Event, Store
 
 LIST_EVERY = 6 * 3600
 CRL_EVERY = 3600
@@ -109,6 +109,32 @@ class Anchors:
                             "trust_refresh", authority=authority, what=what, reason=error.reason
                         )
                     self._setbacks[authority, what] = (now, error)
+
+    async def forget(self, authority: str) -> None:
+        """Takes what the STI-PA serves now, signed to its pinned root, whatever its numbers are.
+
+        A person answers for it. Nothing is changed unless all of it is good: raises what fetching
+        and checking raise, and Unavailable (KEEPER_STANDS_BY).
+        """
+        self._store.require_acting()
+        async with self._turns[authority]:
+            now = self._clock()
+            last = await asyncio.to_thread(self._store.trust_list, authority)
+            last_crl = await asyncio.to_thread(self._store.revocation_list, authority)
+            source = self._counterparts.authority(authority)
+            fresh = await source.trust_list(None, now)
+            crl = await source.crl(None, now) if last_crl else None
+            detail = {
+                "authority": authority,
+                "sequence": f"{last.sequence if last else 'none'} -> {fresh.sequence}",
+                "crl": f"{last_crl.number if last_crl else 'none'} -> {crl.number if crl else ''}",
+            }
+            event = Event(now, "trust_forget", detail=detail)
+            await asyncio.to_thread(self._store.restart_trust, fresh, crl, event)
+            self._versions[authority] += 1
+            for what in ("list", "crl"):
+                self._setbacks.pop((authority, what), None)
+            log.warning("trust_forget", **detail)
 
     async def _list(self, authority: str, now: int) -> None:
         last = await asyncio.to_thread(self._store.trust_list, authority)

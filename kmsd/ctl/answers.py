@@ -22,6 +22,7 @@ from kmsd.ctl.output import (
     CredentialDocument,
     Explanation,
     ExplanationDocument,
+    ForgottenDocument,
     Hsm,
     PlanDocument,
     Planned,
@@ -179,6 +180,10 @@ def accounts(answer: pb.Accounts) -> AccountsDocument:
             for one in answer.accounts
         )
     )
+
+
+def forgotten(answer: pb.ForgottenTrust) -> ForgottenDocument:
+    return ForgottenDocument(before=_trust(answer.before), after=_trust(answer.after))
 
 
 def certificates(chain: str) -> tuple[Certificate, ...]:

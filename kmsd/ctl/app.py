@@ -8,7 +8,16 @@ from typing import Annotated, Any
 import typer
 
 import kmsd
-from kmsd.ctl import accounts, changing, foresight, looking, output, signing, verify
+from kmsd.ctl import (
+    accounts,
+    changing,
+    foresight,
+    looking,
+    output,
+    signing,
+    trusting,
+    verify,
+)
 from kmsd.ctl.failure import MEANINGS, ExitCode, UsageError
 from kmsd.ctl.invocation import DEFAULT_CONFIG, UNARY_TIMEOUT, Invocation, Output
 
@@ -149,5 +158,9 @@ _GROUPS: dict[str, tuple[str, tuple[_Command, ...]]] = {
     "account": (
         "ACME accounts at the STI-CAs.",
         ((accounts.roll, "Give an account a new key."),),
+    ),
+    "trust": (
+        "Trust material: lists of STI-CAs, CRLs.",
+        ((trusting.forget, "Accept lower numbers, once."),),
     ),
 }

@@ -203,22 +203,31 @@ def _shown(run: Invocation, answer: pb.Credential) -> int:
 
 def _confirmed(found: pb.Credential, verb: str, consequence: str) -> str:
     """The whole id, when a person at a terminal types it. Raises UsageError."""
+    about = f"{found.id} of {found.profile} (SPC {found.spc}) is {found.state}. {consequence}"
+    confirmed(found.id, verb, about, short=found.id[:SHORT])
+    return found.id
+
+
+def confirmed(name: str, verb: str, about: str, *, short: str = "", group: str = "") -> None:
+    """Returns when a person at a terminal types the name, or `short`. Raises UsageError.
+
+    group: of the command, with a blank.
+    """
+    what = "id" if short else "name"
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise UsageError(
             "CONFIRMATION_MISSING",
-            f"There is no terminal to confirm it on: {verb} {found.id}. Nothing was changed.",
-            next_step=f"A program confirms with --yes: kmsctl {verb} {found.id} --yes",
+            f"There is no terminal to confirm it on: {verb} {name}. Nothing was changed.",
+            next_step=f"A program confirms with --yes: kmsctl {group}{verb} {name} --yes",
         )
-    about = f"{found.id} of {found.profile} (SPC {found.spc}) is {found.state}. {consequence}"
     typer.echo(plain(about), err=True)
-    typed = typer.prompt(f"Type the id to {verb} it", err=True, default="", show_default=False)
-    if typed.strip() not in (found.id, found.id[:SHORT]):
+    typed = typer.prompt(f"Type the {what} to {verb} it", err=True, default="", show_default=False)
+    if typed.strip() not in (name, short or name):
         raise UsageError(
             "CONFIRMATION_WRONG",
-            "That is not its id. Nothing was changed.",
-            next_step=f"kmsctl credential {found.id}",
+            f"That is not its {what}. Nothing was changed.",
+            next_step=f"kmsctl credential {name}" if short else "kmsctl status",
         )
-    return found.id
 
 
 def _follow(run: Invocation, verb: str, profile: str) -> int:

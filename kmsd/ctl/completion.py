@@ -38,6 +38,16 @@ def credentials(context: typer.Context, incomplete: str) -> list[tuple[str, str]
     return _offered(context, incomplete, ask)
 
 
+def authorities(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Names of STI-PAs that begin as typed."""
+
+    def ask(admin: AdminStub) -> list[tuple[str, str]]:
+        answer = admin.GetStatus(pb.GetStatusRequest(), timeout=HURRY)
+        return [(each.authority, f"list {each.sequence}") for each in answer.trust]
+
+    return _offered(context, incomplete, ask)
+
+
 def profiles_and_credentials(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     """Names and ids that begin as typed."""
     return profiles(context, incomplete) + credentials(context, incomplete)

@@ -8,6 +8,7 @@ from kmsd.ctl.output import (
     Credential,
     CredentialDocument,
     ExplanationDocument,
+    ForgottenDocument,
     VerificationDocument,
 )
 from kmsd.ctl.page import Page, facts, iso, iso_seconds
@@ -68,6 +69,18 @@ def accounts(document: AccountsDocument, page: Page) -> RenderableType:
         ]
         parts += ["", facts(rows)] if parts else [facts(rows)]
     return Group(*parts)
+
+
+def forgotten(document: ForgottenDocument, page: Page) -> RenderableType:
+    """The numbers before and now."""
+    before, after = document.before, document.after
+    rows = [
+        ("authority", after.authority, "bold"),
+        ("STI-CA list", f"{before.sequence} before, {after.sequence} now", ""),
+        ("until", page.when(after.list_expires_at), ""),
+        ("CRL", f"{before.crl_number or 'none'} before, {after.crl_number or 'none'} now", ""),
+    ]
+    return facts(rows)
 
 
 WHO = {

@@ -292,6 +292,14 @@ class AccountsDocument(Document, frozen=True, kw_only=True):
     accounts: tuple[Account, ...]
 
 
+class ForgottenDocument(Document, frozen=True, kw_only=True):
+    """The trust material that was gone by, and what is now."""
+
+    kind: Literal["forgotten"] = "forgotten"
+    before: TrustMaterial
+    after: TrustMaterial
+
+
 class IdentityDocument(Document, frozen=True, kw_only=True):
     """identity: the value of the SIP Identity header field (RFC 8224 section 4)."""
 
@@ -342,6 +350,7 @@ PRINTED_BY: dict[str, type[Document] | tuple[type[Document], ...]] = {
     "destroy": CredentialDocument,
     "restore": CredentialDocument,
     "account roll": AccountsDocument,
+    "trust forget": ForgottenDocument,
     "sign": IdentityDocument,
     "verify": VerificationDocument,
 }

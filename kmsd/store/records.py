@@ -253,6 +253,16 @@ class Store:
             journal.append(connection, events)
         return crl
 
+    def restart_trust(
+        self, trust_list: TrustList, crl: RevocationList | None, *events: Event
+    ) -> None:
+        """Keep a list, and a CRL if one is given, whatever numbers the ones before had."""
+        with self._database.writing() as connection:
+            rows.trust(connection, trust_list, trust_list.sequence, restart=True)
+            if crl is not None:
+                rows.trust(connection, crl, int(crl.number), restart=True)
+            journal.append(connection, events)
+
     # Epoch and journal
 
     def epoch(self) -> int:

@@ -144,11 +144,18 @@ def trusted(connection: sa.Connection, kind: type[V], authority: str) -> V | Non
     return found[0] if found else None
 
 
-def trust(connection: sa.Connection, value: TrustList | RevocationList, number: int) -> None:
+def trust(
+    connection: sa.Connection,
+    value: TrustList | RevocationList,
+    number: int,
+    *,
+    restart: bool = False,
+) -> None:
     """Keep the material unless later is there. Raises Precondition TRUST_ROLLED_BACK.
 
-    number: its place in the sequence. Raises Invalid TRUST_NUMBER_INVALID beyond the 20 octets
-    of a CRL number (RFC 5280 section 5.2.3), which is why the column is a text.
+    restart: keep it in any case. number: its place in the sequence. Raises Invalid
+    TRUST_NUMBER_INVALID beyond the 20 octets of a CRL number (RFC 5280 section 5.2.3), which is
+    why the column is a text.
     """
     kind = type(value).__name__
     if not 0 <= number < 1 << 160:
@@ -160,7 +167,7 @@ def trust(connection: sa.Connection, value: TrustList | RevocationList, number: 
         .where(row.authority == value.authority, row.kind == kind)
         .with_for_update()
     ).scalar()
-    if last is not None and number < int(last):
+    if last is not None and number < int(last) and not restart:
         raise Precondition(
             "TRUST_ROLLED_BACK",
             f"The {kind} of {value.authority} has number {number}, after {last} was accepted.",

@@ -37,6 +37,7 @@ from tests.unit.test_ctl_screens import (
     COMING,
     EXPLAINED,
     FAILED,
+    FORGOTTEN,
     PROFILES,
     RETIRED,
     WELL,
@@ -112,6 +113,10 @@ class Keeper(AdminServicer):
     def RollAccountKey(self, request: Any, context: Any) -> pb.Accounts:
         self._met(request, context)
         return ACCOUNTS
+
+    def ForgetTrust(self, request: Any, context: Any) -> pb.ForgottenTrust:
+        self._met(request, context)
+        return FORGOTTEN
 
     def GetTrust(self, request: Any, context: Any) -> pb.Trust:
         self._met(request, context)
@@ -201,6 +206,7 @@ def test_an_alarm_with_a_next_step_ends_status_with_4(keeper: Keeper, kmsctl: Ru
         (["restore", "1a2b"], "restore"),
         (["explain", "alpha"], "explain"),
         (["account", "roll", "alpha"], "account roll"),
+        (["trust", "forget", "sti-pa", "--yes"], "trust forget"),
         (["plan", "--days", "400", "--profile", "alpha"], "plan"),
     ],
 )
@@ -488,6 +494,12 @@ def test_without_a_terminal_nothing_is_destroyed_unless_yes_is_said(
     assert keeper.asked == [pb.GetCredentialRequest(credential="1a2b")]
 
 
+def test_trust_is_not_forgotten_without_a_confirmation(keeper: Keeper, kmsctl: Run) -> None:
+    code, _, err = kmsctl("trust", "forget", "sti-pa")
+    assert (code, "CONFIRMATION_MISSING" in err) == (2, True)
+    assert keeper.asked == []
+
+
 @pytest.mark.parametrize("flag", ["--now", "--even-if-active"])
 def test_revoke_speaks_rfc_5280(flag: str, keeper: Keeper, kmsctl: Run) -> None:
     kmsctl("revoke", "1a2b", "--reason", "keyCompromise", flag, "--yes")
@@ -645,7 +657,7 @@ def test_the_schema_of_every_document_can_be_had(kmsctl: Run) -> None:
     }
     assert kinds == {
         *("status", "profiles", "credentials", "credential", "progress"),
-        *("explanation", "plan", "accounts"),
+        *("explanation", "plan", "accounts", "forgotten"),
         *("identity", "verification", "error"),
     }
 

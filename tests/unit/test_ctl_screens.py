@@ -273,6 +273,10 @@ ACCOUNTS = pb.Accounts(
         for issuer in ("ca-one", "ca-two")
     ]
 )
+FORGOTTEN = pb.ForgottenTrust(
+    before=pb.TrustStatus(authority="sti-pa", sequence=1795, crl_number="88"),
+    after=pb.TrustStatus(authority="sti-pa", sequence=1, crl_number="2", list_expires_at=NOW + DAY),
+)
 SCREENS: dict[str, Callable[[Page], RenderableType]] = {
     "status-well": _status(WELL),
     "status-in-trouble": _status(in_trouble()),
@@ -292,6 +296,7 @@ SCREENS: dict[str, Callable[[Page], RenderableType]] = {
     "plan": lambda on: tables.plan(answers.plan(CALENDAR), on),
     "plan-of-nothing": lambda on: tables.plan(answers.plan(pb.Calendar(now=NOW, days=1)), on),
     "accounts": lambda on: details.accounts(answers.accounts(ACCOUNTS), on),
+    "trust-forgotten": lambda on: details.forgotten(answers.forgotten(FORGOTTEN), on),
     "verification-fails": lambda on: details.verification(
         VerificationDocument(
             verified=False,

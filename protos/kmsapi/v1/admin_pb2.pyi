@@ -1175,6 +1175,58 @@ class Account(_message.Message):
 Global___Account: _TypeAlias = Account  # noqa: Y015
 
 @_typing.final
+class ForgetTrustRequest(_message.Message):
+    """Whose numbers to forget."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AUTHORITY_FIELD_NUMBER: _builtins.int
+    authority: _builtins.str
+    """Name of the authority in the configuration."""
+    def __init__(
+        self,
+        *,
+        authority: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForgetTrustRequest: _TypeAlias = ForgetTrustRequest  # noqa: Y015
+
+@_typing.final
+class ForgottenTrust(_message.Message):
+    """What was gone by, and what is now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def before(self) -> Global___TrustStatus:
+        """The trust material before."""
+
+    @_builtins.property
+    def after(self) -> Global___TrustStatus:
+        """The trust material now."""
+
+    def __init__(
+        self,
+        *,
+        before: Global___TrustStatus | None = ...,
+        after: Global___TrustStatus | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForgottenTrust: _TypeAlias = ForgottenTrust  # noqa: Y015
+
+@_typing.final
 class GetTrustRequest(_message.Message):
     """Whose trust material to give."""
 

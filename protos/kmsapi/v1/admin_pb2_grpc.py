@@ -105,6 +105,11 @@ class AdminStub:
                 request_serializer=kmsapi_dot_v1_dot_admin__pb2.RollAccountKeyRequest.SerializeToString,
                 response_deserializer=kmsapi_dot_v1_dot_admin__pb2.Accounts.FromString,
                 _registered_method=True)
+        self.ForgetTrust = channel.unary_unary(
+                '/kmsapi.v1.Admin/ForgetTrust',
+                request_serializer=kmsapi_dot_v1_dot_admin__pb2.ForgetTrustRequest.SerializeToString,
+                response_deserializer=kmsapi_dot_v1_dot_admin__pb2.ForgottenTrust.FromString,
+                _registered_method=True)
         self.GetTrust = channel.unary_unary(
                 '/kmsapi.v1.Admin/GetTrust',
                 request_serializer=kmsapi_dot_v1_dot_admin__pb2.GetTrustRequest.SerializeToString,
@@ -221,6 +226,14 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ForgetTrust(self, request, context):
+        """Takes what an STI-PA serves now, signed to its pinned root, though its numbers be lower than
+        those accepted before: a person answers for that it restarted them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetTrust(self, request, context):
         """The trust material of an STI-PA's domain as last accepted (trusted STI-CA list, CRL).
         """
@@ -300,6 +313,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.RollAccountKey,
                     request_deserializer=kmsapi_dot_v1_dot_admin__pb2.RollAccountKeyRequest.FromString,
                     response_serializer=kmsapi_dot_v1_dot_admin__pb2.Accounts.SerializeToString,
+            ),
+            'ForgetTrust': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForgetTrust,
+                    request_deserializer=kmsapi_dot_v1_dot_admin__pb2.ForgetTrustRequest.FromString,
+                    response_serializer=kmsapi_dot_v1_dot_admin__pb2.ForgottenTrust.SerializeToString,
             ),
             'GetTrust': grpc.unary_unary_rpc_method_handler(
                     servicer.GetTrust,
@@ -686,6 +704,33 @@ class Admin:
             '/kmsapi.v1.Admin/RollAccountKey',
             kmsapi_dot_v1_dot_admin__pb2.RollAccountKeyRequest.SerializeToString,
             kmsapi_dot_v1_dot_admin__pb2.Accounts.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForgetTrust(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kmsapi.v1.Admin/ForgetTrust',
+            kmsapi_dot_v1_dot_admin__pb2.ForgetTrustRequest.SerializeToString,
+            kmsapi_dot_v1_dot_admin__pb2.ForgottenTrust.FromString,
             options,
             channel_credentials,
             insecure,

@@ -74,6 +74,10 @@ class AdminStub:
     """Gives a profile's ACME accounts new keys (RFC 8555 section 7.3.5) and destroys the old ones. What
     was begun is ended by the keeper, also after a failure or a restart.
     """
+    ForgetTrust: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ForgetTrustRequest, _admin_pb2.ForgottenTrust]
+    """Takes what an STI-PA serves now, signed to its pinned root, though its numbers be lower than
+    those accepted before: a person answers for that it restarted them.
+    """
     GetTrust: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetTrustRequest, _admin_pb2.Trust]
     """The trust material of an STI-PA's domain as last accepted (trusted STI-CA list, CRL)."""
 
@@ -122,6 +126,10 @@ class AdminAsyncStub(AdminStub):
     RollAccountKey: _aio.UnaryUnaryMultiCallable[_admin_pb2.RollAccountKeyRequest, _admin_pb2.Accounts]  # type: ignore[assignment]
     """Gives a profile's ACME accounts new keys (RFC 8555 section 7.3.5) and destroys the old ones. What
     was begun is ended by the keeper, also after a failure or a restart.
+    """
+    ForgetTrust: _aio.UnaryUnaryMultiCallable[_admin_pb2.ForgetTrustRequest, _admin_pb2.ForgottenTrust]  # type: ignore[assignment]
+    """Takes what an STI-PA serves now, signed to its pinned root, though its numbers be lower than
+    those accepted before: a person answers for that it restarted them.
     """
     GetTrust: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetTrustRequest, _admin_pb2.Trust]  # type: ignore[assignment]
     """The trust material of an STI-PA's domain as last accepted (trusted STI-CA list, CRL)."""
@@ -252,6 +260,16 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_admin_pb2.Accounts, _abc.Awaitable[_admin_pb2.Accounts]]:
         """Gives a profile's ACME accounts new keys (RFC 8555 section 7.3.5) and destroys the old ones. What
         was begun is ended by the keeper, also after a failure or a restart.
+        """
+
+    @_abc_1.abstractmethod
+    def ForgetTrust(
+        self,
+        request: _admin_pb2.ForgetTrustRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ForgottenTrust, _abc.Awaitable[_admin_pb2.ForgottenTrust]]:
+        """Takes what an STI-PA serves now, signed to its pinned root, though its numbers be lower than
+        those accepted before: a person answers for that it restarted them.
         """
 
     @_abc_1.abstractmethod
