@@ -37,7 +37,7 @@ class Health(Value, frozen=True):
 
     failures: in a row, at least 1. klass: of the last one. until: it is not asked before, seconds
     UTC. profile: whose account fared so there; empty: it does not answer, whoever asks. reason,
-    message: of the last failure's error. since: when the row of failures began.
+    message: of the last failure's error, met at `at`. since: when the row of failures began.
     """
 
     issuer: str
@@ -48,10 +48,15 @@ class Health(Value, frozen=True):
     reason: str = ""
     message: str = ""
     since: int = 0
+    at: int = 0
+
+    def holds(self, now: int) -> bool:
+        """Whether it is in back-off. Before `at`, the clock was set back: then it says nothing."""
+        return self.at <= now < self.until
 
     def refuses(self, now: int) -> bool:
         """Whether it said no, and is not to be asked again yet."""
-        return self.klass in NO and now < self.until
+        return self.klass in NO and self.holds(now)
 
 
 class Ask(Value, frozen=True):
@@ -82,7 +87,7 @@ def choose(
     wanted = [name for name in names if name not in shunned] or list(names)
     ready = dict.fromkeys(wanted, 0)
     for health in healths:
-        if health.issuer in ready:
+        if health.issuer in ready and health.holds(now):
             ready[health.issuer] = max(ready[health.issuer], health.until)
     for place, name in enumerate(wanted):
         if ready[name] <= now:
@@ -104,7 +109,7 @@ def after_failure(
     # One that does not answer answers nobody; anything else it may say to one account alone.
     whose = "" if klass is FailureClass.UNREACHABLE else profile
     before = next((h for h in healths if (h.issuer, h.profile) == (issuer, whose)), None)
-    if before is not None and before.klass is klass and now < before.until:
+    if before is not None and before.klass is klass and before.holds(now):
         return before
     failures = before.failures + 1 if before is not None and before.klass is klass else 1
     asked = math.ceil(error.retry_after) if isinstance(error, Unavailable) else 0
@@ -118,6 +123,7 @@ def after_failure(
         reason=error.reason,
         message=error.message,
         since=before.since if before is not None and failures > 1 else now,
+        at=now,
     )
 
 

@@ -87,11 +87,13 @@ class Agenda:
                 )
 
     def begin_anew(self) -> None:
-        """Every plan is due: policies may be others since the store was written last."""
+        """Every plan is due, and whatever is on its way: policies may be others since the store
+        was written last, and the clock may have been set back."""
         row = tables.credentials.c
+        ended = ("retired", "failed", "doomed", "destroyed")
         with self._database.writing() as connection:
             connection.execute(
-                sa.update(tables.credentials).where(row.state == "active").values(due=0)
+                sa.update(tables.credentials).where(row.state.not_in(ended)).values(due=0)
             )
 
     def put_off(self, credentials: Iterable[Credential]) -> None:

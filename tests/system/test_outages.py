@@ -5,6 +5,7 @@ sees what is wrong and no more than that, and what was under way goes on when it
 are those of kmsd/outages.md, which says the same to people.
 """
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -298,7 +299,7 @@ def test_signing_goes_on_when_the_clock_jumps_ahead_and_back(
     with _renewal_survives(room, "ahead") as steady:
         clock.jumps(DAY)
         steady.still_signs()
-        assert "86400 s ahead" in _checked(room)
+        assert re.search(r"86(399|400|401) s ahead", _checked(room))
         failed = room.kmsctl("rotate", "ahead")
         assert (failed.code, failed.last["reason"]) == (4, "SPC_TOKEN_REJECTED")
         assert {"TRUST_LIST_EXPIRED", "TRUST_CRL_EXPIRED"} <= _alarms(room)
@@ -321,7 +322,7 @@ def test_signing_goes_on_when_the_clock_jumps_back_and_ahead(
     with _renewal_survives(room, "behind") as steady:
         clock.jumps(-DAY)
         steady.still_signs()
-        assert "86400 s behind" in _checked(room)
+        assert re.search(r"86(399|400|401) s behind", _checked(room))
         failed = room.kmsctl("rotate", "behind")
         assert (failed.code, failed.last["reason"]) == (4, "CHAIN_NOT_ACCEPTED")
         assert "is valid from" in failed.last["message"]

@@ -115,6 +115,17 @@ def test_what_it_says_to_one_profile_is_not_held_against_it_by_others(error: Kms
     assert failed("first", error).profile == "acme"
 
 
+@pytest.mark.parametrize("error", THEIRS, ids=lambda error: error.reason)
+def test_a_back_off_that_a_clock_set_back_would_make_longer_is_none(error: KmsdError) -> None:
+    tomorrow = failed("first", error, error)
+    yesterday = tomorrow.at - DAY
+    assert choose(["first"], [tomorrow], yesterday) == Ask("first")
+    assert not all_refuse(["first"], [tomorrow], yesterday)
+    again = after_failure([tomorrow], "first", "acme", error, yesterday)
+    assert again is not None
+    assert again.at == yesterday
+
+
 def test_a_failure_that_many_met_at_once_is_one_failure() -> None:
     down = failed("first", DOWN)
     again = after_failure([down], "first", "other", DOWN, down.until - 1)
