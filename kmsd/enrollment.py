@@ -6,6 +6,7 @@ again, so that a crash repeats at most one action, and every action can be repea
 `PATH` is the whole machine as data. DESIGN section 5; RFC 8555 section 7.4 for the order.
 """
 
+from collections.abc import Iterable
 from typing import Final, assert_never
 
 from msgspec.structs import replace
@@ -298,7 +299,7 @@ def may_be_recalled(credential: Credential, now: int) -> bool:
 
 
 def retire_others(
-    active: Credential, profile: list[Credential], destroy_at: int, now: int
+    active: Credential, profile: Iterable[Credential], destroy_at: int, now: int
 ) -> list[Credential]:
     """The profile's other active credentials, retired by the one that has become active.
 

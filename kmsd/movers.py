@@ -15,21 +15,21 @@ import structlog
 from msgspec.structs import replace
 
 from kmsd.enrollment import (
-    DAY,
     ON_THE_WAY,
     Action,
     Deferred,
     Ended,
     KeyMade,
     Outcome,
-    Superseded,
     Wait,
     advance,
     next_action,
+    retire_others,
 )
 from kmsd.errors import KmsdError
 from kmsd.model import Active, Credential, Value
 from kmsd.preconditions import busy
+from kmsd.rotation import holding_time
 from kmsd.settings import Policy, Profile
 from kmsd.steps import Steps
 from kmsd.store import Event, Store
@@ -130,7 +130,7 @@ class Movers:
         """When a key of the profile is destroyed that is not needed any more from now on."""
         settings = self._profiles.get(profile)
         policy = settings.policy if settings else Policy()
-        return self._clock() + int(policy.hold_key_days * DAY)
+        return self._clock() + holding_time(policy)
 
     async def close(self) -> None:
         """Stops everything where it is; what was stored goes on with the next keeper."""
@@ -246,8 +246,5 @@ class Movers:
     async def _retired(self, active: Credential, now: int) -> list[Credential]:
         """The profile's former active credentials, retired by the new one."""
         destroy_at = self.destroy_at(active.profile)
-        return [
-            advance(former, Superseded(destroy_at), now)
-            for former in await asyncio.to_thread(self._store.credentials, active.profile)
-            if isinstance(former.state, Active) and former.id != active.id
-        ]
+        profile = await asyncio.to_thread(self._store.credentials, active.profile)
+        return retire_others(active, profile, destroy_at, now)
