@@ -46,6 +46,7 @@ from kmsd.views import (
     explanation_message,
     planned_message,
     profile_message,
+    revocation_alarm,
     signer_message,
 )
 
@@ -300,6 +301,7 @@ class Admin(admin_pb2_grpc.AdminServicer):
         )
         trouble = self._standby.trouble
         status.standing_by = trouble.message if trouble else ""
+        status.alarms.extend(revocation_alarm(*each) for each in self._revoking.failures)
         agenda = self._store.agenda
         status.alarms.extend(
             alarms(
@@ -334,6 +336,7 @@ class Admin(admin_pb2_grpc.AdminServicer):
         known = {one.key_id for one in credentials} | {one.key_id for one in accounts}
         known |= {one.coming_key_id for one in accounts if one.coming_key_id}
         known |= {one.former.key_id for one in accounts if one.former}
+        known |= {one.key_id for one in await asyncio.to_thread(self._store.agenda.spares)}
         message.keys = len(inventory.ours & known)
         message.foreign_objects = inventory.foreign + len(inventory.ours - known)
         return message

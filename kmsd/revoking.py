@@ -8,7 +8,7 @@ verifiers learn of a revocation by the STI-PA's CRL alone (ATIS-1000080 section 
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import suppress
 
 import structlog
@@ -60,7 +60,13 @@ class Revoking:
         self._counterparts = counterparts
         self._clock = clock
         self._condemned: set[str] = set()
+        self._failures: dict[str, tuple[Credential, KmsdError]] = {}
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    @property
+    def failures(self) -> Iterable[tuple[Credential, KmsdError]]:
+        """Condemned credentials that the STI-CA could not be got to revoke yet, and why."""
+        return tuple(self._failures.values())
 
     async def run(self) -> None:
         """Carries out what was asked for, until it is cancelled; also what was before a restart."""
@@ -109,6 +115,7 @@ class Revoking:
             pardoned = replace(credential, condemned=None, trouble=None)
             saved = await self._save(pardoned, "pardon", credential.condemned)
         self._condemned.discard(credential.id)
+        self._failures.pop(credential.id, None)
         return saved
 
     async def _compromised(self, credential: Credential, wanted: Condemned) -> AsyncIterator[News]:
@@ -156,10 +163,12 @@ class Revoking:
             try:
                 revoked = await self._revoke(credential, condemned)
             except (PeerRefused, Unavailable, Precondition) as error:
+                self._failures[identifier] = (credential, error)
                 await self._defer(identifier, error)
                 if told:
                     raise
                 return credential
+            self._failures.pop(identifier, None)
             self._movers.move(identifier)  # to the destruction of its key
         self._condemned.discard(identifier)
         return revoked

@@ -10,6 +10,7 @@ from kmsapi.v1 import admin_pb2 as pb
 
 from kmsd import jose, settings
 from kmsd.enrollment import ON_THE_WAY, birth_of, certificate_of, x5u_of
+from kmsd.errors import KmsdError
 from kmsd.explain import Explanation
 from kmsd.forecast import Planned
 from kmsd.model import (
@@ -208,6 +209,17 @@ def account_message(account: Account) -> pb.Account:
         url=account.url,
         key_id=account.key_id,
         thumbprint=jose.b64url(jose.thumbprint(key)) if key else "",
+    )
+
+
+def revocation_alarm(credential: Credential, error: KmsdError) -> pb.Alarm:
+    """A condemned certificate that is not revoked yet: it goes on being asked for."""
+    return pb.Alarm(
+        reason=error.reason,
+        subject=credential.profile,
+        message=f"Credential {credential.id} is condemned and not revoked yet. {error.message}",
+        next_step=error.next_step,
+        since=credential.condemned.at if credential.condemned else 0,
     )
 
 

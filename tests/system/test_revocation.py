@@ -125,3 +125,23 @@ def test_a_certificate_is_revoked_by_its_own_key_and_the_account_is_not_asked(
     assert asked == {"/ca/revoke-cert"}
     compromised = room.kmsctl("revoke", old["id"], *COMPROMISED)
     assert compromised.last["credential"]["revocation"]["reason"] == "superseded"  # once is enough
+
+
+def test_a_revocation_that_the_sti_ca_does_not_take_is_an_alarm_until_it_does(
+    room: KeyRoom, lab: Lab
+) -> None:
+    old = room.profile("acme")["active"]
+    lab.set(ca="unavailable", fault_path="/ca/revoke-cert", retry_after=1)
+    try:
+        held_up = room.kmsctl("revoke", old["id"], *COMPROMISED)
+        assert (held_up.code, held_up.last["reason"]) == (1, "ACME_SERVER_INTERNAL")
+        assert room.state_of(old["id"]) == "retired"  # the new one signs, and its key is kept
+        assert old["key_id"] in room.inventory().ours
+        alarms = [one for one in room.status()["alarms"] if one["subject"] == "acme"]
+        assert [one["reason"] for one in alarms] == ["ACME_SERVER_INTERNAL"]
+        assert old["id"] in alarms[0]["message"]
+    finally:
+        lab.reset()
+    until("it is revoked and gone", lambda: room.state_of(old["id"]) == "destroyed")
+    assert judges.der_serial(lab, old["serial"]) is not None
+    assert not [one for one in room.status()["alarms"] if one["subject"] == "acme"]
