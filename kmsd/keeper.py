@@ -25,7 +25,7 @@ from kmsd.enrollment import (
     next_action,
 )
 from kmsd.errors import KmsdError, Refused
-from kmsd.hsm import new_key_id
+from kmsd.keypool import KeyPool
 from kmsd.model import (
     KEY_COMPROMISE,
     Active,
@@ -60,6 +60,7 @@ class Keeper:
         store: Store,
         movers: Movers,
         advice: Advice,
+        pool: KeyPool,
         switch: Switch,
         clock: Callable[[], int],
     ) -> None:
@@ -68,6 +69,7 @@ class Keeper:
         self._store = store
         self._movers = movers
         self._advice = advice
+        self._pool = pool
         self._switch = switch
         self._clock = clock
         self._withdrawn: dict[str, Credential] = {}
@@ -121,7 +123,7 @@ class Keeper:
                 id=secrets.token_hex(8),
                 profile=profile,
                 spc=settings.spc,
-                key_id=new_key_id(),
+                key_id=await self._pool.take(profile),
                 created=self._clock(),
                 state=New(),
             )

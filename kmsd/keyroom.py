@@ -26,6 +26,7 @@ from kmsd.errors import KmsdError, Precondition
 from kmsd.hsmthread import HsmThread
 from kmsd.issuance import Issuance
 from kmsd.keeper import Keeper
+from kmsd.keypool import KeyPool
 from kmsd.listen import Listener
 from kmsd.movers import Movers
 from kmsd.outlook import Outlook
@@ -80,7 +81,8 @@ async def run(configuration: Configuration) -> int:
         opened.push_async_callback(movers.close)
         advice = Advice(configuration, store, counterparts, candidates, anchors, clock)
         opened.push_async_callback(advice.close)
-        keeper = Keeper(configuration, store, movers, advice, switch, clock)
+        pool = KeyPool(configuration.profiles, store, hsm, clock)
+        keeper = Keeper(configuration, store, movers, advice, pool, switch, clock)
         revoking = Revoking(store, keeper, movers, counterparts, clock)
         rollback = Rollback(configuration, store, keeper, movers, hsm, clock)
         admin = Admin(
@@ -115,6 +117,7 @@ async def run(configuration: Configuration) -> int:
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(keeper.run())
                     tasks.create_task(revoking.run())
+                    tasks.create_task(pool.run())
                     tasks.create_task(_settle(counterparts))
                     tasks.create_task(_refresh(anchors, configuration))
             finally:

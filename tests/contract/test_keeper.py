@@ -12,6 +12,7 @@ from kmsd import keyring
 from kmsd.enrollment import DestroyAsked, Superseded, advance
 from kmsd.errors import Precondition, Unavailable
 from kmsd.keeper import Keeper
+from kmsd.keypool import KeyPool
 from kmsd.model import Credential, New, Retired, Revocation
 from kmsd.movers import Movers
 from kmsd.renewal import Suggestion, Window
@@ -57,7 +58,10 @@ class Room:
         self.movers = Movers({}, store, steps, self.switch, self.clock)
         self.advice = Advice()
         advice = cast(Any, self.advice)
-        self.keeper = Keeper(configuration, store, self.movers, advice, self.switch, self.clock)
+        pool = KeyPool({}, store, cast(Any, None), self.clock)  # nothing is made here
+        self.keeper = Keeper(
+            configuration, store, self.movers, advice, pool, self.switch, self.clock
+        )
 
     def clock(self) -> int:
         return self.now
