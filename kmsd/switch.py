@@ -100,9 +100,13 @@ class Switch:
 
         A published credential that is in the keyring already was about to become active when the
         keeper died: it stays, and the machine finishes that step. Every other one is coming.
+
+        A keyring that does not know of the last epoch has lost it: signers may follow what nobody
+        else remembers, and are led on by a new one.
         """
         changed, gone = self._differences(list(credentials))
-        if changed or gone or self._writer.damage is not None:
+        lost = await asyncio.to_thread(self._store.epoch) > self._writer.epoch
+        if changed or gone or lost or self._writer.damage is not None:
             await self._write(changed, gone)
         elif self._unsaid:
             await self._in_turn(self._say)

@@ -440,3 +440,15 @@ async def test_asking_again_mends_what_a_signer_could_not_read(host: Host) -> No
 
 def failed(number: int, profile: str = "acme") -> Credential:
     return credential(number, Failed("published", 5, "VERIFICATION_FAILED", "No."), profile)
+
+
+async def test_an_epoch_that_the_keyring_lost_is_followed_by_a_new_one(host: Host) -> None:
+    """The newest file is gone without a trace; a signer may still sign with what was in it."""
+    one = host.switch()
+    await one.activate(published(1))
+    await one.activate(published(2))
+    newest = max((host.folder / "keyring").iterdir())
+    newest.unlink()
+    await host.switch().reconcile([active(1), published(2)])
+    assert host.written() == {"acme": f"{1:016x}"}
+    assert host.snapshot().epoch == 3
