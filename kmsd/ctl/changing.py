@@ -5,20 +5,15 @@ What cannot be undone asks first: on a terminal the id is typed again, a program
 """
 
 import sys
-import time
-from collections.abc import Iterator
 from typing import Annotated
 
 import typer
 from kmsapi.v1 import admin_pb2 as pb
 
-from kmsd.ctl import answers, completion, connection, details, invocation
-from kmsd.ctl.failure import EnrollmentFailed, ExitCode, Interrupted, UsageError
-from kmsd.ctl.invocation import Invocation
-from kmsd.ctl.output import REVOCATION_CODES, ProgressDocument, RevocationReason
+from kmsd.ctl import completion, connection, following, invocation
+from kmsd.ctl.failure import UsageError
+from kmsd.ctl.output import REVOCATION_CODES, RevocationReason
 from kmsd.ctl.page import SHORT, plain
-from kmsd.ctl.steps import Steps
-from kmsd.errors import Unavailable
 
 _Profile = Annotated[
     str,
@@ -50,7 +45,7 @@ def enroll(context: typer.Context, profile: _Profile) -> int:
       kmsctl enroll acme
       kmsctl enroll acme -o json | jq -r .message
     """
-    return _follow(invocation.of(context), "enroll", profile)
+    return following.follow(invocation.of(context), "enroll", profile)
 
 
 def rotate(
@@ -78,7 +73,7 @@ def rotate(
       kmsctl rotate acme --rehearse
       kmsctl rotate acme -o json | tail -n1 | jq .credential.id
     """
-    return _follow(invocation.of(context), "rehearse" if rehearse else "rotate", profile)
+    return following.follow(invocation.of(context), "rehearse" if rehearse else "rotate", profile)
 
 
 def rollback(context: typer.Context, profile: _Profile) -> int:
@@ -94,7 +89,7 @@ def rollback(context: typer.Context, profile: _Profile) -> int:
       kmsctl rollback acme
       kmsctl rollback acme -o json | tail -n1 | jq .credential.id
     """
-    return _follow(invocation.of(context), "rollback", profile)
+    return following.follow(invocation.of(context), "rollback", profile)
 
 
 def revoke(
@@ -153,7 +148,7 @@ def revoke(
     compromised = reason is RevocationReason.KEY_COMPROMISE
     # The STI-CA is asked while we wait; a new credential takes as long as it takes.
     patience = run.timeout or (None if compromised else 60.0)
-    return _follow_revocation(run, request, patience)
+    return following.follow_revocation(run, request, patience)
 
 
 def destroy(context: typer.Context, credential: _Credential, yes: _Yes = False) -> int:
@@ -177,7 +172,7 @@ def destroy(context: typer.Context, credential: _Credential, yes: _Yes = False) 
             words = "Its key will be destroyed in the HSM; until then it can be restored."
             credential = _confirmed(found, "destroy", words)
         answer = admin.Destroy(pb.DestroyRequest(credential=credential), timeout=run.patience)
-    return _shown(run, answer)
+    return following.show(run, answer)
 
 
 def restore(context: typer.Context, credential: _Credential) -> int:
@@ -192,13 +187,7 @@ def restore(context: typer.Context, credential: _Credential) -> int:
     run = invocation.of(context)
     with connection.admin(run.address()) as admin:
         answer = admin.Restore(pb.RestoreRequest(credential=credential), timeout=run.patience)
-    return _shown(run, answer)
-
-
-def _shown(run: Invocation, answer: pb.Credential) -> int:
-    document = answers.detailed(answer)
-    run.show(document, lambda page: details.credential(document, page))
-    return ExitCode.OK
+    return following.show(run, answer)
 
 
 def _confirmed(found: pb.Credential, verb: str, consequence: str) -> str:
@@ -228,115 +217,3 @@ def confirmed(name: str, verb: str, about: str, *, short: str = "", group: str =
             f"That is not its {what}. Nothing was changed.",
             next_step=f"kmsctl credential {name}" if short else "kmsctl status",
         )
-
-
-def _follow(run: Invocation, verb: str, profile: str) -> int:
-    """Shows each step until the profile signs. Raises EnrollmentFailed, Interrupted."""
-    look = f"kmsctl credentials --profile {profile}"
-    last = _watched(run, _progress(run, verb, profile), f"{verb} {profile}", look)
-    if last is None or not last.done:
-        raise Unavailable(
-            "PROGRESS_ENDED",
-            "The keeper stopped telling before it was done; it goes on when it runs again.",
-            next_step=look,
-        )
-    if last.credential.state not in ("active", "rehearsed"):
-        raise _failed(last)
-    return ExitCode.OK
-
-
-def _follow_revocation(run: Invocation, request: pb.RevokeRequest, patience: float | None) -> int:
-    """Shows each step, then the revoked credential. Raises EnrollmentFailed, Interrupted."""
-    kept: list[pb.Credential] = []
-
-    def steps() -> Iterator[ProgressDocument]:
-        with connection.admin(run.address()) as admin:
-            call = admin.Revoke(request, timeout=patience)
-            try:
-                for answer in call:
-                    kept.append(answer.credential)
-                    yield answers.progress(answer)
-            finally:
-                call.cancel()
-
-    look = f"kmsctl credential {request.credential}"
-    last = _watched(run, steps(), f"revoke {request.credential}", look, quiet_alone=True)
-    if last is not None and last.credential.state == "failed" and not last.credential.revocation:
-        raise _failed(last)
-    if last is None or not last.credential.revocation:
-        raise Unavailable(
-            "PROGRESS_ENDED",
-            "The keeper stopped telling before it was done; it goes on when it runs again.",
-            next_step=look,
-        )
-    return _shown(run, kept[-1])
-
-
-def _watched(
-    run: Invocation,
-    documents: Iterator[ProgressDocument],
-    what: str,
-    look: str,
-    *,
-    quiet_alone: bool = False,
-) -> ProgressDocument | None:
-    """Shows each step of `what` as it happens; gives the last one.
-
-    quiet_alone: a single step that ends it is not shown: the caller shows what came of it.
-    look: the command that tells how far it is. Raises Interrupted, Unavailable.
-    """
-    last: ProgressDocument | None = None
-    try:
-        with Steps(run, begun=time.monotonic()) as steps:
-            for document in documents:
-                if not (quiet_alone and last is None and document.done):
-                    steps.add(document)
-                last = document
-    except KeyboardInterrupt:
-        raise Interrupted(
-            "INTERRUPTED",
-            f"You stopped watching. The keeper goes on to {what}.",
-            next_step=look,
-        ) from None
-    except Unavailable as error:
-        if last is None:
-            raise
-        raise Unavailable(
-            error.reason,
-            f"{error.message} What was begun is not lost: the keeper goes on where it was.",
-            next_step=f"kmsctl credential {last.credential.id}",
-        ) from error
-    return last
-
-
-def _failed(last: ProgressDocument) -> EnrollmentFailed:
-    trouble = last.credential.trouble
-    facts = {"credential": last.credential.id}
-    if trouble:
-        facts |= {"problem": trouble.problem} if trouble.problem else {}
-        facts |= {"artefact": trouble.artefact} if trouble.artefact else {}
-    return EnrollmentFailed(
-        last.reason or (trouble.reason if trouble else "ENROLLMENT_FAILED"),
-        (trouble.message if trouble else "") or last.message,
-        next_step=(trouble.next_step if trouble else "")
-        or f"kmsctl credential {last.credential.id}",
-        **facts,
-    )
-
-
-def _progress(run: Invocation, verb: str, profile: str) -> Iterator[ProgressDocument]:
-    with connection.admin(run.address()) as admin:
-        match verb:
-            case "enroll":
-                call = admin.Enroll(pb.EnrollRequest(profile=profile), timeout=run.timeout)
-            case "rehearse":
-                call = admin.Rehearse(pb.RehearseRequest(profile=profile), timeout=run.timeout)
-            case "rollback":
-                call = admin.Rollback(pb.RollbackRequest(profile=profile), timeout=run.timeout)
-            case _:
-                call = admin.Rotate(pb.RotateRequest(profile=profile), timeout=run.timeout)
-        try:
-            for answer in call:
-                yield answers.progress(answer)
-        finally:
-            call.cancel()
