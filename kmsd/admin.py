@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -10,13 +9,10 @@ import structlog
 from kmsapi.v1 import admin_pb2 as pb
 from kmsapi.v1 import admin_pb2_grpc
 
-from kmsd import __version__
-from kmsd.alarms import alarms
 from kmsd.anchors import Anchors
 from kmsd.answers import abort
 from kmsd.counterparts import Counterparts
 from kmsd.errors import KmsdError, NotFound
-from kmsd.hsmthread import HsmThread
 from kmsd.keeper import Keeper
 from kmsd.model import (
     KEY_COMPROMISE,
@@ -30,29 +26,22 @@ from kmsd.model import (
 )
 from kmsd.movers import Movers, News
 from kmsd.outlook import Outlook
+from kmsd.overview import Overview
 from kmsd.preconditions import unknown_profile
-from kmsd.presence import seen
 from kmsd.rehearsal import Rehearsal
 from kmsd.revoking import Revoking
 from kmsd.rollback import Rollback
 from kmsd.settings import Configuration
-from kmsd.standby import Standby
 from kmsd.store import Store
-from kmsd.switch import Switch
 from kmsd.views import (
     account_message,
     credential_message,
     done,
     explanation_message,
     planned_message,
-    profile_message,
-    revocation_alarm,
-    signer_message,
 )
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Admin"].full_name
-HSM_PATIENCE = 5.0
-"""Seconds that a status waits for the HSM: a call that hangs cannot be cancelled."""
 ENDS = (Active, Rehearsed, Failed, Destroyed)
 """States with which an enrollment is over."""
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -69,36 +58,31 @@ class Admin(admin_pb2_grpc.AdminServicer):
         store: Store,
         keeper: Keeper,
         movers: Movers,
-        hsm: HsmThread,
+        overview: Overview,
         anchors: Anchors,
         revoking: Revoking,
         rollback: Rollback,
         rehearsal: Rehearsal,
         outlook: Outlook,
         counterparts: Counterparts,
-        switch: Switch,
-        standby: Standby,
         clock: Callable[[], int],
     ) -> None:
         self._configuration = configuration
         self._store = store
         self._keeper = keeper
         self._movers = movers
-        self._hsm = hsm
+        self._overview = overview
         self._anchors = anchors
         self._revoking = revoking
         self._rollback = rollback
         self._rehearsal = rehearsal
         self._outlook = outlook
         self._counterparts = counterparts
-        self._switch = switch
-        self._standby = standby
         self._clock = clock
-        self._started = clock()
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.Status:
         try:
-            return await self._status()
+            return await self._overview.status()
         except KmsdError as error:
             await abort(context, error)
 
@@ -106,7 +90,7 @@ class Admin(admin_pb2_grpc.AdminServicer):
         self, request: pb.ListProfilesRequest, context: Context
     ) -> pb.ListProfilesResponse:
         try:
-            return pb.ListProfilesResponse(profiles=await self._profiles())
+            return pb.ListProfilesResponse(profiles=await self._overview.profiles())
         except KmsdError as error:
             await abort(context, error)
 
@@ -234,9 +218,9 @@ class Admin(admin_pb2_grpc.AdminServicer):
     ) -> pb.ForgottenTrust:
         try:
             name = self._authority(request.authority)
-            before = await self._trust(name)
+            before = await self._overview.trust(name)
             await self._anchors.forget(name)
-            return pb.ForgottenTrust(before=before, after=await self._trust(name))
+            return pb.ForgottenTrust(before=before, after=await self._overview.trust(name))
         except KmsdError as error:
             await abort(context, error)
 
@@ -278,83 +262,6 @@ class Admin(admin_pb2_grpc.AdminServicer):
                 next_step=f"There are: {', '.join(names)}.",
             )
         return name
-
-    async def _profiles(self) -> list[pb.Profile]:
-        credentials = await asyncio.to_thread(self._store.credentials)
-        return [
-            profile_message(name, profile, (c for c in credentials if c.profile == name))
-            for name, profile in sorted(self._configuration.profiles.items())
-        ]
-
-    async def _status(self) -> pb.Status:
-        now = self._clock()
-        signers = seen(Path(self._configuration.run))
-        status = pb.Status(
-            version=__version__,
-            now=now,
-            started_at=self._started,
-            hsm=await self._hsm_status(),
-            epoch=self._switch.epoch,
-            signers=map(signer_message, signers),
-            trust=[await self._trust(name) for name in self._configuration.authorities],
-            profiles=await self._profiles(),
-        )
-        trouble = self._standby.trouble
-        status.standing_by = trouble.message if trouble else ""
-        status.alarms.extend(revocation_alarm(*each) for each in self._revoking.failures)
-        agenda = self._store.agenda
-        status.alarms.extend(
-            alarms(
-                status,
-                signers,
-                None if self._standby.waits else trouble,
-                healths=await asyncio.to_thread(agenda.healths),
-                distrusted=await asyncio.to_thread(agenda.distrusted),
-            )
-        )
-        return status
-
-    async def _hsm_status(self) -> pb.HsmStatus:
-        message = pb.HsmStatus(token=self._configuration.hsm.token)
-        try:
-            async with asyncio.timeout(HSM_PATIENCE):
-                info, inventory = await self._hsm(lambda hsm: (hsm.info, hsm.inventory()))
-        except KmsdError as error:
-            message.trouble = str(error)
-            return message
-        except TimeoutError:
-            message.trouble = (
-                f"The HSM has not answered for {HSM_PATIENCE:.0f} s. If that lasts, only a new "
-                "process helps: systemctl restart kmsd-keeper"
-            )
-            return message
-        message.usable = True
-        message.serial = info.serial
-        message.module = info.module
-        credentials = await asyncio.to_thread(self._store.credentials)
-        accounts = await asyncio.to_thread(self._store.accounts)
-        known = {one.key_id for one in credentials} | {one.key_id for one in accounts}
-        known |= {one.coming_key_id for one in accounts if one.coming_key_id}
-        known |= {one.former.key_id for one in accounts if one.former}
-        known |= {one.key_id for one in await asyncio.to_thread(self._store.agenda.spares)}
-        message.keys = len(inventory.ours & known)
-        message.foreign_objects = inventory.foreign + len(inventory.ours - known)
-        return message
-
-    async def _trust(self, name: str) -> pb.TrustStatus:
-        message = pb.TrustStatus(authority=name)
-        if (trusted := await asyncio.to_thread(self._store.trust_list, name)) is not None:
-            message.sequence = trusted.sequence
-            message.roots = len(trusted.roots)
-            message.list_fetched_at = trusted.fetched_at
-            message.list_expires_at = trusted.expires
-        if (crl := await asyncio.to_thread(self._store.revocation_list, name)) is not None:
-            message.crl_number = crl.number
-            message.crl_fetched_at = crl.fetched_at
-            message.crl_next_update = crl.next_update
-        if (trouble := self._anchors.trouble(name)) is not None:
-            message.trouble = str(trouble)
-        return message
 
 
 def _is_revoked(credential: Credential, wanted: str) -> bool:

@@ -30,6 +30,7 @@ from kmsd.keypool import KeyPool
 from kmsd.listen import Listener
 from kmsd.movers import Movers
 from kmsd.outlook import Outlook
+from kmsd.overview import Overview
 from kmsd.rehearsal import Rehearsal
 from kmsd.repository import Repository
 from kmsd.revoking import Revoking
@@ -90,15 +91,13 @@ async def run(configuration: Configuration) -> int:
             store,
             keeper,
             movers,
-            hsm,
+            Overview(configuration, store, hsm, anchors, revoking, switch, standby, clock),
             anchors,
             revoking,
             rollback,
             Rehearsal(configuration, store, keeper, movers, clock),
             Outlook(configuration, store, clock),
             counterparts,
-            switch,
-            standby,
             clock,
         )
 

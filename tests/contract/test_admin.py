@@ -11,8 +11,7 @@ import pytest
 from kmsapi.v1 import admin_pb2 as pb
 from kmsapi.v1 import admin_pb2_grpc
 
-from kmsd import admin as admin_module
-from kmsd import certs
+from kmsd import certs, overview
 from kmsd.admin import SERVICE, Admin
 from kmsd.listen import Listener
 from kmsd.model import Credential, Retired
@@ -67,7 +66,10 @@ async def served(folder: Path, admin: Admin) -> AsyncIterator[admin_pb2_grpc.Adm
 
 def an_admin(store: object, **parts: object) -> Admin:
     """An Admin with only the parts that a test needs."""
-    needed = ("keeper", "hsm", "anchors", "revoking", "rollback", "rehearsal", "outlook", "counterparts", "switch", "standby", "movers")
+    needed = (
+        *("keeper", "movers", "overview", "anchors", "revoking", "rollback", "rehearsal"),
+        *("outlook", "counterparts"),
+    )
     given: dict[str, Any] = {name: parts.get(name) for name in needed}
     configuration = cast(Configuration, parts.get("configuration"))
     return Admin(configuration, cast(Store, store), **given, clock=lambda: 1_800_000_000)
@@ -107,7 +109,7 @@ async def test_a_revocation_is_finished_when_its_caller_leaves(
 async def test_a_status_does_not_wait_for_an_hsm_that_hangs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(admin_module, "HSM_PATIENCE", 0.05)
+    monkeypatch.setattr(overview, "HSM_PATIENCE", 0.05)
 
     async def hangs(*_: object) -> None:
         await asyncio.Event().wait()
@@ -116,7 +118,8 @@ async def test_a_status_does_not_wait_for_an_hsm_that_hangs(
         class hsm:
             token = "kmsd"
 
-    admin = an_admin(None, hsm=hangs, configuration=Configured())
-    status = await admin._hsm_status()
+    nothing: Any = None
+    given: Any = (Configured(), nothing, hangs, nothing, nothing, nothing, nothing, lambda: 0)
+    status = await overview.Overview(*given)._hsm_status()
     assert not status.usable
     assert "has not answered" in status.trouble
