@@ -7,6 +7,8 @@ from msgspec.structs import replace
 from kmsd import settings, views
 from kmsd.alarms import alarms
 from kmsd.enrollment import DAY, ON_THE_WAY
+from kmsd.failures import FailureClass
+from kmsd.issuers import Health
 from kmsd.model import (
     Active,
     Authorized,
@@ -29,6 +31,7 @@ from kmsd.model import (
     Trouble,
 )
 from kmsd.presence import NOT_SERVING, Acknowledgement, Seen
+from kmsd.standing import NOT_TRUSTED, REVOKED, Distrusted
 
 NOW = 1_800_000_000
 BIRTH = BirthRecord("6b" * 16, "label", 5, b"spki", {"CKA_SENSITIVE": True}, "mod", "tok", "0001")
@@ -272,3 +275,55 @@ def test_a_stuck_renewal_is_alarmed_in_its_own_words() -> None:
 def test_trust_that_ends_is_alarmed(facts: dict[str, object], reasons: list[str]) -> None:
     trust = pb.TrustStatus(authority="pa", **facts)  # type: ignore[arg-type]
     assert [reason for reason, _ in raised(status(trust=[trust]))] == reasons
+
+
+# STI-CAs and what the STI-PA says.
+
+REFUSED = Health("ca", 2, FailureClass.REFUSED, NOW + 9, "acme", "ACME_CAA", "No.", NOW - 7)
+
+
+def of_issuers(*healths: Health, profiles: tuple[pb.Profile, ...] = ()) -> list[pb.Alarm]:
+    return list(alarms(status(*profiles), (signer(),), healths=healths))
+
+
+def test_an_sti_ca_that_is_left_alone_is_told_once_however_many_profiles_it_refused() -> None:
+    others = [replace(REFUSED, profile=f"p{number}", since=NOW - 9) for number in range(5)]
+    (alarm,) = of_issuers(REFUSED, *others)
+    assert (alarm.reason, alarm.subject, alarm.since) == ("ISSUER_IN_BACK_OFF", "ca", NOW - 9)
+    assert "(acme, p0, p1, ...): No." in alarm.message
+    assert alarm.next_step
+
+
+def test_an_sti_ca_that_does_not_answer_needs_nobody() -> None:
+    down = Health("ca", 1, FailureClass.UNREACHABLE, NOW + 9, "", "ACME_DOWN", "It is down.", NOW)
+    (alarm,) = of_issuers(down)
+    assert alarm.message == "STI-CA ca is left alone for a while: It is down."
+    assert not alarm.next_step
+
+
+def test_an_sti_ca_whose_time_is_over_is_no_alarm() -> None:
+    assert of_issuers(replace(REFUSED, until=NOW)) == []
+
+
+def test_what_a_profile_waits_for_is_told_by_the_profile_alone() -> None:
+    waits = profile(credential("keyed", Trouble("ACME_CAA", "No.", 5, 3, NOW + 60)))
+    assert [one.subject for one in of_issuers(REFUSED, profiles=(waits,))] == ["acme"]
+
+
+def test_a_certificate_from_another_sti_ca_than_the_first_is_told() -> None:
+    message = profile(credential("active"))
+    message.issuers[:] = ["better", *message.issuers]
+    message.active.issuer = message.issuers[1]
+    assert raised(status(message)) == [("ISSUER_FAILED_OVER", "acme")]
+
+
+@pytest.mark.parametrize("reason", [REVOKED, NOT_TRUSTED])
+def test_a_credential_that_the_sti_pa_disowns_is_told_while_it_signs(reason: str) -> None:
+    active = credential("active")
+    one = Distrusted(active.id, "acme", "ca", reason, "It is on the CRL.", NOW - 3)
+    (alarm,) = alarms(status(profile(active)), (signer(),), distrusted=[one])
+    assert (alarm.reason, alarm.subject, alarm.since) == (reason, "acme", NOW - 3)
+    assert alarm.message.startswith("It is on the CRL. ")
+    assert active.id in alarm.next_step
+    gone = replace(one, credential="f" * 16)
+    assert list(alarms(status(profile(active)), (signer(),), distrusted=[gone])) == []
