@@ -5,7 +5,7 @@ and the next frame is as long as the load makes it. "At once" is the end of the 
 round, so that callers that go on together travel together.
 
 A frame whose stream breaks, or whose signer is unavailable, goes to another stream, as long as
-its callers wait. A refusal is an answer. One alarm clock serves the deadlines of all calls.
+its callers wait. A refusal is an answer.
 
 Not here: frames that a caller made (`connections`), and connecting (`streams`).
 """
@@ -15,11 +15,11 @@ import itertools
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from math import inf
 from typing import Final
 
 from kmsapi.v1 import signing_pb2 as pb
 
+from kmsd_client.alarm import Alarm
 from kmsd_client.answers import Signed, bad_answer, outcome_of
 from kmsd_client.backlog import Backlog
 from kmsd_client.calls import GATHER, Call, Frame, Waiting, expire
@@ -31,9 +31,6 @@ from kmsd_client.streams import STREAM_FRAMES, UNDER_WAY, Stream
 ALONE: Final = 2
 """Frames of a profile that leave as they come. While so many are under way calls gather, for they
 are many and a frame of its own costs each of them more than its signature does."""
-
-GRAIN: Final = 0.005
-"""Seconds between two looks at the deadlines, at least."""
 
 
 class Dispatch:
@@ -60,9 +57,8 @@ class Dispatch:
         self._sequences = itertools.count(1)
         self._turns = itertools.count(1)
         self._is_scheduled = False
-        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm = Alarm(self._expire)
         self._gathering: asyncio.TimerHandle | None = None
-        self._alarm_at = inf
         self._trouble: SigningError = Unavailable("UNAVAILABLE", "No signer can be reached.")
         self._quiet: asyncio.Event | None = None
 
@@ -103,9 +99,9 @@ class Dispatch:
         self._check_quiet()
         with suppress(TimeoutError):
             await asyncio.wait_for(self._quiet.wait(), grace)
-        for timer in (self._alarm, self._gathering):
-            if timer is not None:
-                timer.cancel()
+        self._alarm.stop()
+        if self._gathering is not None:
+            self._gathering.cancel()
         left = [*self._under_way(), Frame(0, "", self._waiting.take_all())]
         self._again.clear()
         for frame in left:
@@ -114,8 +110,7 @@ class Dispatch:
 
     def _take(self, call: Call) -> None:
         self._waiting.add(call)
-        if call.deadline < self._alarm_at:
-            self._set_alarm(call.deadline, call.deadline - call.within)
+        self._alarm.by(call.deadline, call.deadline - call.within)
         self._schedule()
 
     # --- what streams tell
@@ -277,30 +272,13 @@ class Dispatch:
         if not coming and not any(stream.is_open for stream in self._streams):
             Frame(0, "", self._waiting.take_all()).fail(self._trouble)
 
-    # --- what is late
-
-    def _set_alarm(self, at: float, now: float) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()
-        self._alarm_at = at
-        self._alarm = self._loop.call_later(max(GRAIN, at - now), self._ring)
-
-    def _ring(self) -> None:
-        now = time.monotonic()
-        self._alarm, self._alarm_at = None, inf
-        soonest = self._waiting.expire(now)
-        for frame in self._again:
-            soonest = min(soonest, expire(frame.calls, now))
-        for stream in self._streams:
-            for frame in stream.frames.values():
-                at = expire(frame.calls, now)
-                if at == inf and (at := frame.given_up_at()) <= now:
-                    stream.give_up()
-                    break
-                soonest = min(soonest, at)
-        if soonest < inf:
-            self._set_alarm(soonest, now)
+    def _expire(self, now: float) -> float:
+        """Tells the calls whose time is up; gives when the next one's is."""
+        waiting = self._waiting.expire(now)
+        again = [expire(frame.calls, now) for frame in self._again]
+        sent = [stream.expire(now) for stream in self._streams]
         self._check_quiet()
+        return min([waiting, *again, *sent])
 
     def _outstanding(self) -> int:
         return sum([stream.connection.outstanding for stream in self._streams])

@@ -9,12 +9,13 @@ Not here: which frame goes to which stream, and whether it goes to another one (
 import asyncio
 import random
 from collections import deque
+from math import inf
 from typing import Final, Protocol
 
 import grpc
 from kmsapi.v1 import signing_pb2 as pb
 
-from kmsd_client.calls import Frame
+from kmsd_client.calls import Frame, expire
 from kmsd_client.connection import Connection, StreamCall
 from kmsd_client.errors import SigningError, Unavailable
 from kmsd_client.refusals import error_of_call, is_from_signer
@@ -143,11 +144,19 @@ class Stream:
         pause *= random.uniform(0.75, 1.0)  # noqa: S311 - spreads attempts, hides nothing
         self._rest = asyncio.get_running_loop().call_later(pause, self._rested)
 
-    def give_up(self) -> None:
-        """Ends a stream that owes answers nobody waits for any more."""
-        if self._call is not None and not self._given_up:
-            self._given_up = True
-            self._call.cancel()
+    def expire(self, now: float) -> float:
+        """Tells the calls under way whose time is up; gives when to look again (`inf`: no need).
+
+        Ends a stream that owes answers nobody waits for any more.
+        """
+        soonest = inf
+        for frame in self.frames.values():
+            at = expire(frame.calls, now)
+            if at == inf and (at := frame.given_up_at()) <= now:
+                self._give_up()
+                break
+            soonest = min(soonest, at)
+        return soonest
 
     async def close(self) -> None:
         """Ends it for good; the owner is told nothing more."""
@@ -162,6 +171,11 @@ class Stream:
             self._rest.cancel()
         self.frames.clear()
         self._outbox.clear()
+
+    def _give_up(self) -> None:
+        if self._call is not None and not self._given_up:
+            self._given_up = True
+            self._call.cancel()
 
     async def _run(self) -> None:
         said = False
