@@ -3,7 +3,7 @@
 import pytest
 
 from kmsd.errors import Misconfigured
-from kmsd.settings import PRESETS, Issuer
+from kmsd.settings import PRESETS, Configuration, Issuer, Repository, staged, with_staging
 
 DIRECTORY = "https://ca.example/directory"
 
@@ -55,3 +55,20 @@ def test_an_unknown_preset_or_rule_is_the_operators_to_correct() -> None:
         with pytest.raises(Misconfigured) as refusal:
             Issuer(directory=DIRECTORY, rules=dict(rules)).resolved()
         assert refusal.value.reason == "RULES_INVALID"
+
+
+def test_a_staging_service_is_an_sti_ca_of_its_own() -> None:
+    configuration = Configuration(
+        repository=Repository(public_url="https://cr.example/"),
+        authorities={},
+        issuers={
+            "plain": Issuer(directory=DIRECTORY),
+            "both": Issuer(directory=DIRECTORY, staging_directory="https://ca.example/staging"),
+        },
+        profiles={},
+    )
+    assert staged(configuration, ("plain", "both")) == ("both/staging",)
+    issuers = with_staging(configuration).issuers
+    assert set(issuers) == {"plain", "both", "both/staging"}
+    assert issuers["both/staging"].directory == "https://ca.example/staging"
+    assert issuers["both"].directory == DIRECTORY
