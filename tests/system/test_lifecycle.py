@@ -21,7 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
-from kmsd_client import ActiveCredential, Refused, Synced, Withdrawn
+from kmsd_client import ActiveCredential, ComingCredential, Refused, Synced, Withdrawn
 
 from kmsd.lab import Lab, running_lab
 from tests.contract.tokens import Token, read_identity, verify_signature
@@ -166,9 +166,10 @@ def test_people_read_the_same_in_tables(room: KeyRoom) -> None:
 async def test_a_rotation_costs_no_signature_and_every_passport_still_verifies(
     room: KeyRoom, lab: Lab
 ) -> None:
-    """Key and URL are new, the old chain stays public, watchers are told."""
+    """Key and URL are new, the old chain stays public, watchers are told: first of what comes."""
     first = room.enrolled("birch")
     told: list[ActiveCredential] = []
+    heard: list[tuple[type, str]] = []
     synced = asyncio.Event()
 
     async def watch() -> None:
@@ -176,7 +177,9 @@ async def test_a_rotation_costs_no_signature_and_every_passport_still_verifies(
             async for change in news:
                 if isinstance(change, Synced):
                     synced.set()
-                elif isinstance(change, ActiveCredential):
+                elif isinstance(change, ActiveCredential | ComingCredential):
+                    heard.append((type(change), change.x5u))
+                if isinstance(change, ActiveCredential):
                     told.append(change)
                 if len(told) == 3:
                     return
@@ -190,6 +193,13 @@ async def test_a_rotation_costs_no_signature_and_every_passport_still_verifies(
 
     assert len({one["key_id"] for one in (first, second, third)}) == 3
     assert [one.x5u for one in told] == [first["x5u"], second["x5u"], third["x5u"]]
+    assert heard == [
+        (ActiveCredential, first["x5u"]),
+        (ComingCredential, second["x5u"]),
+        (ActiveCredential, second["x5u"]),
+        (ComingCredential, third["x5u"]),
+        (ActiveCredential, third["x5u"]),
+    ]
     assert [room.state_of(one["id"]) for one in (first, second, third)] == [
         "retired",
         "retired",

@@ -11,7 +11,7 @@ from kmsapi.v1 import signing_pb2 as pb
 from kmsd_client import ActiveCredential, Base, Div, Rcd, Rph, Shaken, Signed, Synced, Withdrawn
 from kmsd_client.answers import change_of
 from kmsd_client.passports import Passport, to_message
-from kmsd_client.watching import Resync
+from kmsd_client.watching import Resync, Told
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
 
@@ -100,7 +100,7 @@ def test_events_become_values_and_unknown_ones_are_passed_over() -> None:
     assert change_of(pb.CredentialEvent(epoch=2, withdrawn="acme")) == Withdrawn("acme", 2)
     assert change_of(pb.CredentialEvent(epoch=3, synced=pb.Synced())) == Synced(3)
     assert change_of(pb.CredentialEvent(epoch=4)) is None
-    assert Resync({}).changes(None) == []
+    assert Resync(Told()).changes(None) == []
 
 
 NAMES = st.sampled_from(["acme", "other", "third"])
@@ -112,7 +112,7 @@ def test_whoever_follows_the_changes_knows_the_last_snapshot(
     snapshots: list[dict[str, str]],
 ) -> None:
     """Each snapshot is one stream; between them the connection was lost."""
-    told: dict[str, ActiveCredential | Withdrawn] = {}
+    told = Told()
     known: dict[str, str] = {}
     for epoch, snapshot in enumerate(snapshots):
         before, stream = dict(known), Resync(told)
@@ -133,7 +133,7 @@ def test_whoever_follows_the_changes_knows_the_last_snapshot(
 
 
 def test_a_profile_that_comes_back_is_told_again() -> None:
-    stream = Resync({})
+    stream = Resync(Told())
     assert stream.changes(active("acme")) == [active("acme")]
     assert stream.changes(Withdrawn("acme", 2)) == [Withdrawn("acme", 2)]
     assert stream.changes(Withdrawn("acme", 3)) == []
