@@ -43,9 +43,11 @@ class Postgres:
         self.folder = folder
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
-        self._owner = {"user": "postgres", "group": "postgres"} if os.geteuid() == 0 else {}
-        if self._owner:
-            shutil.chown(folder, **self._owner)
+        self._owner: list[str] = []
+        if os.geteuid() == 0:
+            # Not Popen's user and group: with those it forks, which gRPC's threads do not survive.
+            self._owner = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+            shutil.chown(folder, "postgres", "postgres")
         password = folder / "password"
         password.write_text(PASSWORD)
         password.chmod(0o644)
@@ -59,12 +61,12 @@ class Postgres:
 
     def start(self, *before: str) -> None:
         """Starts it; back when it lets clients in. before: a command that runs it."""
-        # Not left behind by a test run that is killed.
+        # Not left behind by a test run that is killed; set last, as a change of user clears it.
         mortal = ("setpriv", "--pdeathsig", "QUIT")
-        command = [*before, *mortal, str(_binaries() / "postgres"), "-D", str(self.folder / "data")]
-        owner: dict[str, Any] = {} if before else self._owner
+        runs = [*(before or self._owner), *mortal, str(_binaries() / "postgres")]
+        command = [*runs, "-D", str(self.folder / "data")]
         with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, **owner)
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
         deadline = time.monotonic() + 30
         while True:
             try:
@@ -113,13 +115,11 @@ class Postgres:
         return int(self.sql(statement, values=[database]))
 
     def _run(self, program: str, *words: str) -> None:
-        owner: dict[str, Any] = self._owner
         subprocess.run(
-            [str(_binaries() / program), *words],
+            [*self._owner, str(_binaries() / program), *words],
             check=True,
             stdout=subprocess.DEVNULL,
             cwd=self.folder,
-            **owner,
         )
 
 
