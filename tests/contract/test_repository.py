@@ -109,6 +109,16 @@ async def test_publishing_again_changes_nothing(place: Place) -> None:
     assert place.content() == {f"{ID}.pem": CHAIN.encode()}
 
 
+async def test_a_rehearsals_chain_is_taken_away_and_nothing_else(place: Place) -> None:
+    await place.repository.publish(ID, CHAIN)
+    await place.repository.publish("ffffffffffffffff", OTHER_CHAIN)
+    for _ in range(2):  # gone is gone
+        await place.repository.withdraw(ID)
+        assert place.content() == {"ffffffffffffffff.pem": OTHER_CHAIN.encode()}
+    with pytest.raises(Invalid):
+        await place.repository.withdraw("../secret")
+
+
 async def test_a_public_chain_is_never_overwritten(place: Place) -> None:
     await place.repository.publish(ID, CHAIN)
     with pytest.raises(Precondition) as caught:
