@@ -27,7 +27,6 @@ from kmsd.model import (
     New,
     Ordered,
     Published,
-    Rehearsed,
     Retired,
 )
 from kmsd.renewal import Window, renewal_moment
@@ -215,7 +214,11 @@ class World:
             case do.Publish(), Issued():
                 self.public.add(one.id)
                 return do.ChainPublic(f"https://cr.example/{one.id}.pem")
-            case do.Activate(), Published():
+            case do.Activate(), Published(certificate=certificate):
+                if certificate.not_after <= self.now:
+                    return do.Ended("EXPIRED", "It has expired.", self.now, "Begin anew.")
+                if one.key_id not in self.hsm:  # destroyed, not recorded, and then recalled
+                    return do.Deferred("HSM_KEY_ABSENT", "The canary cannot be signed.")
                 self.epoch += 1
                 return do.Switched(self.epoch)
             case do.Try(), Published():
@@ -294,6 +297,3 @@ class World:
         known = {one.key_id for one in self.credentials if not isinstance(one.state, keyless)}
         begun = {one.key_id for one in self.credentials if isinstance(one.state, New)}
         assert self.hsm - begun <= known, "a key is nobody's"
-        for one in self.credentials:
-            if isinstance(one.state, Retired | Rehearsed):
-                assert one.key_id in self.hsm

@@ -122,7 +122,8 @@ class Anything(RuleBasedStateMachine):
     def somebody_rolls_back(self) -> None:
         going = [one for one in self.world.credentials if isinstance(one.state, ON_THE_WAY)]
         for one in self.world.credentials:
-            if may_be_recalled(one, self.world.now) and not going:
+            there = one.key_id in self.world.hsm  # asked before anything is changed
+            if may_be_recalled(one, self.world.now) and there and not going:
                 self.world.save(one, do.Recalled())
                 return
 
