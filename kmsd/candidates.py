@@ -85,9 +85,10 @@ class Candidates:
 
     async def given_up(self, credential: Credential, error: KmsdError) -> Abandoned | None:
         """What comes of an order that met `error`, where another one is to be made; None: the
-        error is not the STI-CA's doing, may pass, or no other STI-CA is left."""
+        error is not the STI-CA's doing, may pass, or no other STI-CA is left. A rehearsal ends
+        with its order."""
         match credential.state:
-            case Ordered() | Authorized() | Finalizing() as state:
+            case Ordered() | Authorized() | Finalizing() as state if not credential.rehearsal:
                 issuer = state.issuer
             case _:
                 return None

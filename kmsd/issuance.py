@@ -79,12 +79,13 @@ class Issuance:
         if credential.rehearsal:  # a person waits for it, and its orders say nothing of others
             names, insisted = staged(self._configuration, names), True
         active = await asyncio.to_thread(self._store.active, profile)
-        avoid = await self._candidates.avoid(profile)
         fresh: dict[tuple[str, str], Health] = {}
         met: KmsdError | None = None
         while True:
-            stored = () if insisted else await self._candidates.healths(profile)
-            known = (*stored, *fresh.values())
+            known = tuple(fresh.values())
+            if not insisted:
+                known = await self._candidates.healths(profile)
+            avoid = await self._candidates.avoid(profile)
             choice = issuers.choose(names, known, self._clock(), avoid)
             if isinstance(choice, Later):
                 return _later(choice, known, met, self._clock())
@@ -101,7 +102,7 @@ class Issuance:
                     log.warning("issuer_failed", issuer=name, reason=error.reason)
                     fresh[health.issuer, health.profile] = health
                     met = error
-                    if all_refuse(names, (*stored, *fresh.values()), self._clock()):
+                    if all_refuse(names, (*known, *fresh.values()), self._clock()):
                         raise
                     continue
             await self._candidates.well(name, "", await self._candidates.healths(profile))

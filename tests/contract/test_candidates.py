@@ -120,6 +120,11 @@ async def test_a_refused_spc_token_is_followed_by_a_fresh_one_once(room: Room) -
     assert isinstance(await room.candidates.choose("alone"), Later)
 
 
+async def test_a_rehearsal_ends_with_its_order(room: Room) -> None:
+    assert not await room.abandons(replace(at(UNDER_WAY[0]), rehearsal=True), REFUSED)
+    assert await room.candidates.healths("acme") == ()
+
+
 @pytest.mark.parametrize("error", NOT_THEIRS, ids=lambda error: error.reason)
 async def test_what_is_not_the_issuers_doing_moves_no_order(room: Room, error: KmsdError) -> None:
     assert not await room.left(error, UNDER_WAY[0], attempt=99)
