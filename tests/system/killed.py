@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kmsd import keyroom, log
+from kmsd import keyring, keyroom, log
 from kmsd.acme.transport import Transport
 from kmsd.authority import Authority
 from kmsd.config import load
@@ -82,18 +82,22 @@ class Keepers:
         """Every passage since it was armed, in order."""
         return self._armed.with_suffix(".passed").read_text().splitlines()
 
+    def is_dead(self) -> bool:
+        """Whether it has ended meanwhile."""
+        if self.pid and self._hears():
+            self.pid = 0
+        return self.pid == 0
+
     def until_dead(self) -> int:
         """Waits until it has ended; what `subprocess` calls its return code."""
-        until("the keeper is dead", self._hears)
-        self.pid = 0
+        until("the keeper is dead", self.is_dead)
         return int(self._told)
 
     def kill(self) -> None:
         """kill -9 from outside, wherever it is; nothing if none lives."""
-        if self.pid and not self._hears():
+        if not self.is_dead():
             os.kill(self.pid, signal.SIGKILL)
-            until("the keeper is dead", self._hears)
-        self.pid = 0
+            self.until_dead()
 
     def _hears(self) -> bool:
         assert self._child.stdout is not None
@@ -209,6 +213,8 @@ def _keeper(config: str, file: str, armed: Path) -> None:
     for number, to in ((0, nothing), (1, descriptor), (2, descriptor)):
         os.dup2(to, number)
     wrap(Passages(armed))
+    # Every write to the keyring folds it, which is otherwise one of many that does.
+    keyring.KEPT_DELTAS, keyring.FOLDED_SHARE = 1, 1 << 20
     configuration = load(Path(config))
     log.configure("keeper")
     sys.exit(asyncio.run(keyroom.run(configuration)))
