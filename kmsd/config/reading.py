@@ -14,8 +14,8 @@ from kmsd.config.secrets import CREDENTIAL
 from kmsd.errors import Misconfigured
 from kmsd.settings import Configuration, Settings, Tls
 
-LIMIT = 1 << 20
-"""Bytes of kmsd.toml, at most."""
+LIMIT = 16 << 20
+"""Bytes of kmsd.toml, at most. Ten thousand profiles are one to two million."""
 
 MOST_PROBLEMS = 100
 
