@@ -165,7 +165,9 @@ def idle(folder: Path, profiles: int, ticks_wanted: int = 30) -> Idle:
         file, begun = folder / "ticks", time.monotonic()
         words = ("tests.bench.ticked", str(file), "--config", str(room.config), "keeper")
         with program(folder / "keeper.log", *words) as keeper:
-            until("it ticks", lambda: ticks(file), 120)
+            until("it ticks or ends", lambda: ticks(file) or keeper.poll() is not None, 120)
+            if keeper.poll() is not None:
+                raise RuntimeError((folder / "keeper.log").read_text())
             start = time.monotonic() - begun
             until("it has ticked", lambda: len(ticks(file)) > ticks_wanted, 120)
             rss, taken = status_kib(keeper.pid, "VmRSS") / 1024, ticks(file)
