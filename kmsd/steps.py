@@ -120,6 +120,8 @@ class Steps:
     def _ends(self, credential: Credential, error: KmsdError) -> bool:
         match credential.state:
             case Issued(certificate=certificate) | Published(certificate=certificate):
+                if self._switch.holds(credential):
+                    return False
                 return error.reason in HOPELESS or certificate.not_after <= self._clock()
             case New() | Keyed() | Ordered() | Authorized() | Finalizing():
                 # Absence is not deletion: another token may be in the slot.
@@ -138,7 +140,10 @@ class Steps:
             case do.Publish(), Issued(certificate=certificate):
                 return await self._publish(credential, certificate)
             case do.Activate(), Published() as state:
-                await self._canary(credential, state)
+                # Once the signers were told, there is no way back but another switch: what they
+                # sign with must not fail for what the world thinks of it meanwhile.
+                if not self._switch.holds(credential):
+                    await self._canary(credential, state)
                 return do.Switched(await self._switch.activate(credential))
             case do.Try(), Published() as state:
                 await self._canary(credential, state)
