@@ -37,7 +37,7 @@ from tests.bench.sweeps import CROWDS, LOADS, Crowd, crowds, offered
 FOLDER: Final = ROOT / "bench"
 FRAMES: Final = (1, 8, 32, 64, 128)
 CALLERS: Final = (1, 100, 1000)
-QUICK: Final = Pace(rounds=5, seconds=0.3, warm=0.12)
+QUICK: Final = Pace(rounds=5, seconds=0.24, warm=0.1)
 FULL: Final = Pace(rounds=5, seconds=1.0, warm=0.3)
 
 

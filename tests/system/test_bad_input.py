@@ -51,17 +51,6 @@ GOOD_FOR_NOTHING: dict[str, tuple[Table, str, str]] = {
         "ACME_ORDER_INVALID",
         "The certificate could not be made.",
     ),
-    "a captive portal before the STI-CA": (
-        {"ca": "html", "fault_path": NEW_ORDER},
-        "ACME_ANSWER_MALFORMED",
-        "sign in to the network",
-    ),
-    "a redirect of the STI-CA": ({"ca": "redirect", "fault_path": NEW_ORDER}, "ACME_REDIRECT", ""),
-    "an endless answer of the STI-CA": (
-        {"ca": "oversized", "fault_path": NEW_ORDER},
-        "ACME_ANSWER_MALFORMED",
-        "",
-    ),
     "a private key with the chain": ({"chain": "private_key"}, "ACME_ANSWER_MALFORMED", ""),
     "an empty chain": ({"chain": "empty"}, "ACME_ANSWER_MALFORMED", ""),
 }
@@ -99,6 +88,15 @@ HEALS: dict[str, tuple[Table, str]] = {
     "a reply that is lost after the CSR was taken": (
         {"ca": "reply_lost", "fault_path": "/finalize"},
         "ACME_CONNECTION_LOST",
+    ),
+    "a captive portal before the STI-CA": (
+        {"ca": "html", "fault_path": NEW_ORDER},
+        "ACME_ANSWER_MALFORMED",
+    ),
+    "a redirect of the STI-CA": ({"ca": "redirect", "fault_path": NEW_ORDER}, "ACME_REDIRECT"),
+    "an endless answer of the STI-CA": (
+        {"ca": "oversized", "fault_path": NEW_ORDER},
+        "ACME_ANSWER_MALFORMED",
     ),
     "a rate limit": ({"order": "rate_limited"}, "ACME_RATE_LIMITED"),
     "a storm of rejected nonces": ({"bad_nonce_share": 1.0}, "ACME_NONCE_BUDGET"),
@@ -198,7 +196,8 @@ def test_an_enrollment_waits_and_goes_on_by_itself_after(
     assert trouble["message"].endswith(".")
     assert trouble["retry_at"]
     alarms = {one["reason"] for one in room.status()["alarms"]}
-    assert alarms == {reason}
+    # The STI-CA may still be left alone for what the case before this one did to it.
+    assert alarms - {"ISSUER_IN_BACK_OFF"} == {reason}
     _goes_on_signing_with(active, room)
     lab.reset()
     coming = room.profile()["coming"]
