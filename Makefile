@@ -31,9 +31,22 @@ help:
 demo: setup
 	@$(BIN)/kmsd demo --module $(MODULE) $(if $(ONCE),--once)
 
+# The tests of whole processes wait more than they work: they run beside the others.
+PART = $(BIN)/pytest --cov --cov-report= --cov-fail-under=0
+
 test: setup-test setup-dev
-	$(BIN)/pytest $(or $(T),--cov --cov-report=term:skip-covered)
-	@[ -n "$(T)" ] || $(BIN)/coverage report --fail-under=100 --skip-covered '--include=$(PURE)'
+ifdef T
+	$(BIN)/pytest $(T)
+else
+	@mkdir -p build && rm -f .coverage .coverage.*
+	@COVERAGE_FILE=.coverage.system $(PART) tests/system > build/system.log 2>&1 & system=$$!; \
+	trap 'kill $$system' INT TERM; \
+	COVERAGE_FILE=.coverage.others $(PART) tests --ignore tests/system; others=$$?; \
+	wait $$system; system=$$?; cat build/system.log; [ $$others$$system = 00 ]
+	@$(BIN)/coverage combine -q .coverage.system .coverage.others
+	@$(BIN)/coverage report --skip-covered
+	@$(BIN)/coverage report --fail-under=100 --skip-covered '--include=$(PURE)'
+endif
 
 bench: setup-bench
 	@QUICK=$(QUICK) $(BIN)/python -m tests.bench
