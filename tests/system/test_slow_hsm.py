@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
-from kmsd_client import AsyncClient, DeadlineExceeded, Refused, Shaken, Signed
+from kmsd_client import AsyncClient, Refused, Shaken, Signed
 
 from kmsd.model import BirthRecord
 from tests.contract.signing_contract import DEST, ORIG
@@ -100,25 +100,6 @@ async def test_a_frame_is_spread_over_all_sessions_that_are_free(
         frame = asyncio.create_task(client.sign_many(calls_to(dests())))
         await until_inside(slow, SESSIONS)
     assert all(isinstance(outcome, Signed) for outcome in await frame)
-
-
-async def test_a_call_whose_time_passes_before_its_turn_never_reaches_the_hsm(
-    client: AsyncClient, slow: SlowHsm
-) -> None:
-    for _ in range(12):  # what was held before made this HSM look slower than it is
-        await client.sign_many(calls_to(dests()))
-    before = slow.calls
-    with held(slow):
-        frame = asyncio.create_task(client.sign_many(calls_to(dests())))
-        await until_inside(slow, SESSIONS)
-        with pytest.raises(DeadlineExceeded):  # on a stream, which has no deadline itself
-            await client.sign_shaken(ORIG, DEST, "A", timeout=0.2)
-        with pytest.raises(DeadlineExceeded):  # a unary call
-            await client.sign_many(calls_to(dests()[:2]), timeout=0.2)
-        patient = asyncio.create_task(client.sign_shaken(ORIG, DEST, "A"))
-    assert all(isinstance(outcome, Signed) for outcome in await frame)
-    assert isinstance(await patient, Signed)
-    assert slow.calls == before + FRAME + 1
 
 
 def dests() -> list[str]:
