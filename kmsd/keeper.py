@@ -198,7 +198,7 @@ class Keeper:
         # After it is stored: a keeper that dies here withdraws it when it starts.
         self._withdrawn[credential.id] = credential
         await self._switch.withdraw(credential)
-        del self._withdrawn[credential.id]
+        self._withdrawn.pop(credential.id, None)  # a tick may have been quicker
         if isinstance(credential.state, ON_THE_WAY):
             self._movers.insist(credential.id)
         return credential
@@ -243,7 +243,7 @@ class Keeper:
         for credential in list(self._withdrawn.values()):
             # Its withdrawal failed when it was revoked (a full disk, a signer that hung).
             await self._switch.withdraw(credential)
-            del self._withdrawn[credential.id]
+            self._withdrawn.pop(credential.id, None)  # a tick may have been quicker
 
     async def _plan(self, profiles: Collection[str], now: int) -> None:
         renew: list[tuple[str, str]] = []
